@@ -1,0 +1,162 @@
+//! The guest with WASI-NN: all exports of `classify`, and inference by the host's backend.
+
+#![cfg(target_arch = "wasm32")]
+
+use std::cell::RefCell;
+
+use classify::memory::Region;
+use classify::status;
+use inference::{Error, Status};
+use wasi_nn::{
+    ExecutionTarget, Graph, GraphBuilder, GraphEncoding, GraphExecutionContext, TensorType,
+};
+
+type Context = GraphExecutionContext<'static>;
+
+thread_local! {
+    /// Slot number -> execution context.
+    static SLOTS: RefCell<Vec<Option<Context>>> = const { RefCell::new(Vec::new()) };
+}
+
+fn context(slots: &mut [Option<Context>], slot: u32) -> Result<&mut Context, Error> {
+    slots.get_mut(slot as usize).and_then(Option::as_mut).ok_or_else(|| {
+        Error::new(Status::NoModel, format!("slot {slot} holds no model; nn_load gives a slot"))
+    })
+}
+
+/// Names of WASI-NN's errnos, from 1 on, as the crate's error type spells them.
+const ERRNOS: [&str; 8] = [
+    "InvalidArgument",
+    "InvalidEncoding",
+    "MissingMemory",
+    "Busy",
+    "RuntimeError",
+    "UnsupportedOperation",
+    "TooLarge",
+    "NotFound",
+];
+
+/// Says which call failed, with the errno's name and number. The crate keeps the type of its
+/// errno to itself, so the name comes from how it prints.
+fn wasi_nn_error(call: &str, error: wasi_nn::Error) -> Error {
+    let name = match &error {
+        wasi_nn::Error::BackendError(errno) => format!("{errno:?}"),
+        wasi_nn::Error::IoError(error) => error.to_string(),
+    };
+    let number = match ERRNOS.iter().position(|known| *known == name) {
+        Some(index) => format!(" (errno {})", index + 1),
+        None => String::new(),
+    };
+    Error::new(Status::WasiNn, format!("wasi_nn: {call} failed: {name}{number}"))
+}
+
+/// Makes an execution context of a graph and keeps it; the result is its slot.
+fn keep(graph: Graph) -> Result<i32, Error> {
+    // A context borrows its graph. The graph (three words; the model itself is the host's) is
+    // leaked, for the ABI of wasi-nn 0.6 has no call to unload it.
+    let graph: &'static Graph = Box::leak(Box::new(graph));
+    let context = graph
+        .init_execution_context()
+        .map_err(|error| wasi_nn_error("init_execution_context", error))?;
+    SLOTS.with_borrow_mut(|slots| {
+        let slot = slots.iter().position(Option::is_none).unwrap_or(slots.len());
+        if slot == slots.len() {
+            slots.push(None);
+        }
+        slots[slot] = Some(context);
+        Ok(slot as i32)
+    })
+}
+
+/// Hands a model's bytes to the host's backend; `encoding` as in WASI-NN (1 = ONNX).
+#[unsafe(no_mangle)]
+pub extern "C" fn nn_load(address: usize, len: usize, encoding: u32) -> i32 {
+    status(|| {
+        let encoding = match encoding {
+            0 => GraphEncoding::Openvino,
+            1 => GraphEncoding::Onnx,
+            2 => GraphEncoding::Tensorflow,
+            3 => GraphEncoding::Pytorch,
+            4 => GraphEncoding::TensorflowLite,
+            5 => GraphEncoding::Autodetec,
+            _ => {
+                let message = format!("encoding = {encoding}; needed 0..=5 (1 is ONNX)");
+                return Err(Error::new(Status::InvalidArgument, message));
+            }
+        };
+        let bytes = Region::<u8>::new("model", address, len)?;
+        // SAFETY: the host only reads it, and only during this call.
+        let bytes = unsafe { bytes.as_slice() };
+        let graph = GraphBuilder::new(encoding, ExecutionTarget::CPU)
+            .build_from_bytes([bytes])
+            .map_err(|error| wasi_nn_error("load", error))?;
+        keep(graph)
+    })
+}
+
+/// Asks the host for a model that it knows by name (UTF-8).
+#[unsafe(no_mangle)]
+pub extern "C" fn nn_load_by_name(address: usize, len: usize) -> i32 {
+    status(|| {
+        let name = Region::<u8>::new("name", address, len)?;
+        // SAFETY: nothing writes to it during this call.
+        let name = std::str::from_utf8(unsafe { name.as_slice() })
+            .ok()
+            // The crate makes a C string of it, and would drop one with a zero byte inside.
+            .filter(|name| !name.contains('\0'))
+            .ok_or_else(|| {
+                Error::new(Status::InvalidArgument, "name: not UTF-8, or a zero byte")
+            })?;
+        let graph = GraphBuilder::default()
+            .build_from_cache(name)
+            .map_err(|error| wasi_nn_error("load_by_name", error))?;
+        keep(graph)
+    })
+}
+
+/// Runs a model on input 0 (f32) and fetches output 0: the backend reads and writes the host's
+/// blocks, without a copy in the guest. The result is the number of bytes written.
+#[unsafe(no_mangle)]
+pub extern "C" fn nn_compute(
+    slot: u32,
+    dims: usize,
+    dims_len: usize,
+    input: usize,
+    input_len: usize,
+    output: usize,
+    output_len: usize,
+) -> i32 {
+    status(|| {
+        let dims = Region::<usize>::new("dims", dims, dims_len)?;
+        let input = Region::<u8>::new("input", input, input_len)?;
+        let mut output = Region::<u8>::new("output", output, output_len)?;
+        output.disjoint_from(&input)?;
+        output.disjoint_from(&dims)?;
+        // SAFETY: the output is disjoint from the others, and this call frees no block.
+        let (dims, input, output) =
+            unsafe { (dims.as_slice(), input.as_slice(), output.as_mut_slice()) };
+        SLOTS.with_borrow_mut(|slots| {
+            let context = context(slots, slot)?;
+            context
+                .set_input(0, TensorType::F32, dims, input)
+                .map_err(|error| wasi_nn_error("set_input", error))?;
+            context.compute().map_err(|error| wasi_nn_error("compute", error))?;
+            let written = context
+                .get_output(0, output)
+                .map_err(|error| wasi_nn_error("get_output", error))?;
+            Ok(written as i32)
+        })
+    })
+}
+
+/// Drops an execution context. Its model stays with the host: the ABI has no unload.
+#[unsafe(no_mangle)]
+pub extern "C" fn nn_unload(slot: u32) -> i32 {
+    status(|| {
+        SLOTS.with_borrow_mut(|slots| {
+            context(slots, slot)?;
+            slots[slot as usize] = None;
+            Ok(0)
+        })
+    })
+}
