@@ -1,0 +1,7 @@
+"""``python -m edgelab``."""
+
+import sys
+
+from edgelab.cli import main
+
+sys.exit(main())

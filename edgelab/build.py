@@ -1,0 +1,505 @@
+"""Build the guests: Rust sources to .wasm files whose origin can be checked.
+
+`guest_path` is what the rest of the package calls. In a checkout it builds what is not up to date;
+in an installed wheel it returns the guest that the package ships.
+
+``python -m edgelab.build`` builds all guests; with ``--ship`` it also renews the shipped ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import html
+import json
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgelab.errors import BuildError, EdgelabError
+from edgelab.paths import PACKAGE, locked, source_root, write_atomic
+from edgelab.toolchain import TARGET, Toolchain, find, say, source_files
+
+GUESTS = ("classify", "classify_nn", "cli")
+"""The guests' names."""
+
+FLAGS = ("build", "--release", "--locked", "--target", TARGET)
+"""What cargo is called with. The rest is in the workspace's ``Cargo.toml``."""
+
+_SHIPPED = PACKAGE / "_prebuilt"
+
+
+class StalePrebuilt(UserWarning):
+    """The shipped guest is used, and it was not built from the sources beside it."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a guest comes from.
+
+    Attributes
+    ----------
+    toolchain : str
+        The kind of `edgelab.toolchain.Toolchain` that built it, or ``prebuilt``.
+    rustc : str
+        The compiler, as ``rustc --version`` names it.
+    flags : tuple of str
+        What cargo was called with.
+    source_hash : str
+        The `source_hash` of the sources it was built from.
+    """
+
+    toolchain: str
+    rustc: str
+    flags: tuple[str, ...]
+    source_hash: str
+
+
+@dataclass(frozen=True)
+class BuiltGuest:
+    """A guest on disk, its bytes checked against its provenance.
+
+    Attributes
+    ----------
+    name : str
+        One of `GUESTS`.
+    path : Path
+        The .wasm file.
+    size_bytes : int
+        Its size.
+    sha256 : str
+        The SHA-256 of its bytes, in hexadecimal.
+    provenance : Provenance
+        Where it comes from.
+    """
+
+    name: str
+    path: Path
+    size_bytes: int
+    sha256: str
+    provenance: Provenance
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values, ready for JSON."""
+        return {**asdict(self), "path": str(self.path)}
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "guest": self.name,
+            "size": f"{self.size_bytes / 1000:.1f} kB",
+            "sha256": self.sha256,
+            "toolchain": self.provenance.toolchain,
+            "compiler": self.provenance.rustc,
+        }
+        cells = (f"<tr><th>{key}</th><td>{html.escape(row)}</td></tr>" for key, row in rows.items())
+        return f"<table>{''.join(cells)}</table>"
+
+
+def source_hash(source: Path) -> str:
+    """Return a hash of a workspace's sources.
+
+    Neither line ends nor times matter.
+
+    Parameters
+    ----------
+    source : Path
+        The folder of the workspace.
+
+    Returns
+    -------
+    str
+        A SHA-256 in hexadecimal over the relative paths and contents of
+        `edgelab.toolchain.source_files`.
+    """
+    total = hashlib.sha256()
+    files = {path.relative_to(source).as_posix(): path for path in source_files(source)}
+    for relative, path in sorted(files.items()):
+        content = path.read_bytes().replace(b"\r\n", b"\n")
+        total.update(f"{relative}\0{len(content)}\0".encode())
+        total.update(content)
+    return total.hexdigest()
+
+
+def guest_path(name: str) -> BuiltGuest:
+    """Return a guest that is ready to run.
+
+    In a checkout it is built if its sources changed. In an installed wheel it is the shipped one.
+
+    Parameters
+    ----------
+    name : str
+        One of `GUESTS`.
+
+    Returns
+    -------
+    BuiltGuest
+        The guest; its file's SHA-256 is checked.
+
+    Raises
+    ------
+    BuildError
+        The name is unknown, the build failed, or the shipped guest is missing, stale or damaged.
+    ToolchainError
+        ``EDGELAB_TOOLCHAIN`` forces a toolchain that is impossible here.
+    """
+    _check_names([name])
+    root = source_root()
+    if root is None:
+        return _shipped(name)
+    return _make([name], root / "guest", retry=False)[name]
+
+
+def ready_guest(name: str) -> BuiltGuest | None:
+    """Return a guest if it is ready to run. Unlike `guest_path`, this never builds.
+
+    Parameters
+    ----------
+    name : str
+        One of `GUESTS`.
+
+    Returns
+    -------
+    BuiltGuest or None
+        The guest; None in a checkout whose guest is not built or not up to date.
+
+    Raises
+    ------
+    BuildError
+        The name is unknown, or the shipped guest is needed and is missing or damaged.
+    """
+    _check_names([name])
+    root = source_root()
+    if root is None or os.environ.get("EDGELAB_TOOLCHAIN") == "prebuilt":
+        return _shipped(name)
+    return _up_to_date([name], root / "guest", source_hash(root / "guest")).get(name)
+
+
+def build(names: Iterable[str] = GUESTS, *, source: Path | None = None) -> dict[str, BuiltGuest]:
+    """Build guests from their sources, unless they are up to date.
+
+    Each is copied to ``build/NAME.wasm`` in the workspace, with its provenance in
+    ``build/NAME.json``. Without a Rust, the shipped guest is copied there, if it was built from
+    exactly these sources.
+
+    Parameters
+    ----------
+    names : iterable of str
+        The guests.
+    source : Path, optional
+        The folder of the workspace. Default: ``guest`` of this checkout.
+
+    Returns
+    -------
+    dict of str to BuiltGuest
+        One entry for each name.
+
+    Raises
+    ------
+    BuildError
+        A name is unknown, there are no sources, cargo failed (the message ends with its last
+        lines), or there is no Rust and the shipped guest is stale.
+    ToolchainError
+        ``EDGELAB_TOOLCHAIN`` forces a toolchain that is impossible here.
+
+    Warns
+    -----
+    StalePrebuilt
+        ``EDGELAB_TOOLCHAIN=prebuilt`` forces a shipped guest that is stale.
+    """
+    names = tuple(names)
+    _check_names(names)
+    if source is None:
+        root = source_root()
+        if root is None:
+            raise BuildError(
+                "This edgelab is installed without the guests' sources, so there is nothing to "
+                "build. Cure: use edgelab.build.guest_path(), or run in a checkout of the project."
+            )
+        source = root / "guest"
+    if not (source / "Cargo.toml").is_file():
+        raise BuildError(f"{source} is no Rust workspace: it holds no Cargo.toml.")
+    return _make(names, source.absolute(), retry=True)
+
+
+def ship(destination: Path = _SHIPPED) -> dict[str, BuiltGuest]:
+    """Build the guests and renew those that the package ships, with their manifest.
+
+    Parameters
+    ----------
+    destination : Path
+        The folder to write to.
+
+    Returns
+    -------
+    dict of str to BuiltGuest
+        The guests that were copied.
+
+    Raises
+    ------
+    BuildError
+        There is no Rust to build with, or a guest holds a path of this machine.
+    """
+    guests = build()
+    manifest = {}
+    for name, guest in sorted(guests.items()):
+        wasm = guest.path.read_bytes()
+        if guest.provenance.toolchain == "prebuilt":
+            raise BuildError("Shipping needs a fresh build, and no Rust was found to make one.")
+        for private in (Path.home(), PACKAGE.parent):
+            if f"{private}{os.sep}".encode() in wasm:
+                raise BuildError(
+                    f"{guest.path} holds the path {private} of this machine: not shipped."
+                )
+        write_atomic(destination / f"{name}.wasm", wasm)
+        manifest[name] = {
+            "sha256": guest.sha256,
+            "size_bytes": guest.size_bytes,
+            "source_hash": guest.provenance.source_hash,
+            "rustc": guest.provenance.rustc,
+            "flags": guest.provenance.flags,
+        }
+    write_atomic(destination / "manifest.json", _json(manifest))
+    return guests
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in GUESTS:
+            raise BuildError(f"There is no guest {name!r}. The guests are {', '.join(GUESTS)}.")
+
+
+def _load(name: str, wasm: Path, facts: Any) -> BuiltGuest:
+    """Return the guest that `facts` describe; ValueError or OSError if the file is not that one."""
+    content = wasm.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    try:
+        expected = facts["sha256"]
+        provenance = Provenance(
+            facts["toolchain"], facts["rustc"], tuple(facts["flags"]), facts["source_hash"]
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"its provenance is incomplete ({error!r})") from None
+    if sha256 != expected:
+        raise ValueError(f"its SHA-256 is {sha256}, not {expected}")
+    return BuiltGuest(name, wasm, len(content), sha256, provenance)
+
+
+def _up_to_date(names: Sequence[str], source: Path, sources: str) -> dict[str, BuiltGuest]:
+    """Return those guests in the workspace's ``build`` folder that need no new build."""
+    forced = os.environ.get("EDGELAB_TOOLCHAIN")
+    found = {}
+    for name in names:
+        wasm = source / "build" / f"{name}.wasm"
+        try:
+            guest = _load(name, wasm, json.loads(wasm.with_suffix(".json").read_bytes()))
+        except (OSError, ValueError):  # missing, half written, or changed by hand
+            continue
+        made = guest.provenance
+        same = (made.source_hash, made.flags) == (sources, FLAGS)
+        if same and (not forced or made.toolchain == forced):
+            found[name] = guest
+    return found
+
+
+def _make(names: Sequence[str], source: Path, *, retry: bool) -> dict[str, BuiltGuest]:
+    """Return guests that are up to date, after building those that are not.
+
+    With `retry`, a Rust is looked for again where the shipped guest took its place.
+    """
+    sources = source_hash(source)
+    if os.environ.get("EDGELAB_TOOLCHAIN") == "prebuilt":
+        return {name: _warn_if_stale(_shipped(name), sources) for name in names}
+
+    def ready() -> dict[str, BuiltGuest]:
+        found = _up_to_date(names, source, sources)
+        return {
+            name: guest
+            for name, guest in found.items()
+            if not (retry and guest.provenance.toolchain == "prebuilt")
+        }
+
+    guests = ready()
+    if len(guests) == len(set(names)):
+        return guests
+    folder = source / "build"
+    try:
+        with locked(folder / ".lock"):
+            guests = ready()  # another process may have built them meanwhile
+            missing = [name for name in names if name not in guests]
+            guests |= _build(missing, source, sources) if missing else {}
+            return {name: guests[name] for name in names}
+    except OSError as error:
+        raise BuildError(
+            f"The guests can't be written to {folder}: {error}. Cure: make that folder writable, "
+            "or use the shipped guests with EDGELAB_TOOLCHAIN=prebuilt."
+        ) from error
+
+
+def _shipped(name: str) -> BuiltGuest:
+    wasm = _SHIPPED / f"{name}.wasm"
+    try:
+        manifest = json.loads((_SHIPPED / "manifest.json").read_bytes())
+        return _load(name, wasm, {**manifest[name], "toolchain": "prebuilt"})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BuildError(
+            f"The shipped guest {wasm} is missing or damaged: {error}. "
+            "Cure: install edgelab again; in a checkout run `python -m edgelab.build --ship`."
+        ) from error
+
+
+def _stale(guest: BuiltGuest, sources: str) -> str | None:
+    if guest.provenance.source_hash == sources:
+        return None
+    return (
+        f"The shipped guest {guest.name!r} is stale: it was built from sources "
+        f"{guest.provenance.source_hash[:12]}, and those beside it are {sources[:12]}."
+    )
+
+
+def _warn_if_stale(guest: BuiltGuest, sources: str) -> BuiltGuest:
+    if message := _stale(guest, sources):
+        cure = "Cure: unset EDGELAB_TOOLCHAIN to build from the sources."
+        warnings.warn(f"{message} {cure}", StalePrebuilt, stacklevel=3)
+    return guest
+
+
+def _build(names: Sequence[str], source: Path, sources: str) -> dict[str, BuiltGuest]:
+    toolchain = find(source)
+    say(f"building {', '.join(names)} with Rust {toolchain}")
+    for kind, why_not in toolchain.tried:
+        say(f"  (not {kind}: {why_not})")
+    failed_fetch = _fetch(source, toolchain) if toolchain.cargo else ""
+    built = {}
+    for name in names:
+        if toolchain.kind == "prebuilt":
+            guest = _shipped(name)
+            if message := _stale(guest, sources):
+                reasons = " ".join(f"{kind}: {why_not}" for kind, why_not in toolchain.tried)
+                raise BuildError(
+                    f"{message} It is not used, and there is no Rust to build with. {reasons} "
+                    "Or use the stale guest all the same with EDGELAB_TOOLCHAIN=prebuilt."
+                )
+            wasm, made = guest.path.read_bytes(), guest.provenance
+        else:
+            wasm = _cargo_build(name, source, toolchain, failed_fetch)
+            made = Provenance(toolchain.kind, toolchain.rustc, FLAGS, sources)
+        path = source / "build" / f"{name}.wasm"
+        sha256 = hashlib.sha256(wasm).hexdigest()
+        write_atomic(path, wasm)
+        facts = {"sha256": sha256, "size_bytes": len(wasm), **asdict(made)}
+        write_atomic(path.with_suffix(".json"), _json(facts))
+        built[name] = BuiltGuest(name, path, len(wasm), sha256, made)
+    return built
+
+
+def _fetch(source: Path, toolchain: Toolchain) -> str:
+    """Get the crates that are not on this machine; return cargo's output if that failed."""
+    fetch = ["fetch", "--locked", "--target", TARGET]
+    # Without network, cargo tries for 10 s; so ask first what is here.
+    title = "cargo looks for the guests' crates"
+    if toolchain.run([*fetch, "--offline"], source, title=title).returncode == 0:
+        return ""
+    done = toolchain.run(fetch, source, title="cargo downloads the guests' crates")
+    return done.stdout if done.returncode else ""
+
+
+def _cargo_build(name: str, source: Path, toolchain: Toolchain, failed_fetch: str) -> bytes:
+    # One call for each guest: in a common one, cargo would unite the features of their crates.
+    # Messages of panics name source files: without the folder, the same sources give the same
+    # bytes on every machine, and no path of this one gets out.
+    registry = toolchain.cargo_home() / "registry" / "src"
+    seen = toolchain.root / registry.relative_to("/") if toolchain.root else registry
+    remaps = [f"--remap-path-prefix={registry / index.name}=crates" for index in seen.glob("*")]
+    flags = json.dumps(sorted(remaps), ensure_ascii=False)  # also a TOML array
+    config = ["--config", f"target.{TARGET}.rustflags={flags}"]
+    # Fetching also wants what only tests need, so the build may work all the same.
+    offline = ["--offline"] if failed_fetch else []
+    command = [*FLAGS, *offline, *config, "--package", name]
+    done = toolchain.run(command, source, title=f"cargo builds {name}")
+    if done.returncode:
+        raise BuildError(
+            _explain(name, failed_fetch if "--offline" in done.stdout else done.stdout)
+        )
+    wasm = toolchain.target_dir(source) / TARGET / "release" / f"{name}.wasm"
+    try:
+        return wasm.read_bytes()
+    except OSError as error:
+        raise BuildError(
+            f"cargo built {name}, and there is no {wasm} ({error}). "
+            "The likely reason: the crate is neither a cdylib nor a program."
+        ) from error
+
+
+_KNOWN = {
+    r"can't find crate for `(core|std)`|target may not be installed|target not found": (
+        f"Rust has no standard library for {TARGET} (E1, P1). Cure: rustup target add {TARGET}."
+    ),
+    r"--locked was passed|lock file .* needs to be updated": (
+        "Cargo.lock does not match a Cargo.toml. Cure: run `cargo update --workspace` in guest/."
+    ),
+    r"failed to download|[Cc]ould(n't| not) (resolve|connect)|network failure": (
+        "Crates are missing and the network does not answer. Cure: connect once and run "
+        "`cargo fetch --locked` in guest/; later builds need no network."
+    ),
+    r"linker `[^`]+` not found": "A linker is missing. Cure: sudo apt-get install gcc lld.",
+    r"requires rustc|is not supported by the following package": (
+        "This Rust is too old. Cure: rustup update stable."
+    ),
+    r"No space left on device": "The disk is full. Cure: free some space, or run cargo clean.",
+}
+
+
+def _explain(name: str, output: str) -> str:
+    # Warnings come first and may be long; the errors start the part worth reading.
+    lines = output.rstrip().splitlines()
+    errors = (number for number, line in enumerate(lines) if line.startswith("error"))
+    first = next(errors, max(0, len(lines) - 40))
+    causes = [cause for pattern, cause in _KNOWN.items() if re.search(pattern, output)]
+    likely = causes[0] if causes else "Cure: mend what the compiler names below."
+    return f"cargo could not build the guest {name!r}. {likely}\n" + "\n".join(
+        lines[first : first + 40]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build the guests from the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        The command line. Default: that of this process.
+
+    Returns
+    -------
+    int
+        The exit status: 0, or 1 if the build failed.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m edgelab.build", description="Build the guests."
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(GUESTS)} [all]")
+    parser.add_argument("--ship", action="store_true", help="renew the guests in the package")
+    options = parser.parse_args(arguments)
+    try:
+        guests = ship() if options.ship else build(options.names or GUESTS)
+    except EdgelabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for guest in guests.values():
+        made = guest.provenance
+        print(f"{guest.path}  {guest.size_bytes} bytes  {made.rustc} ({made.toolchain})")
+        print(f"  sha256 {guest.sha256}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""Other WebAssembly runtimes, to run the same guest elsewhere: WasmEdge and Node.js."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgelab.errors import ToolchainError
+from edgelab.paths import cache_dir, locked
+from edgelab.toolchain import debian_mirror, run_live
+
+# Runs one command module under Node's WASI: module, pre-opened folders (JSON), arguments.
+_NODE_WASI = """
+const { WASI } = require('node:wasi');
+const [file, dirs, ...args] = process.argv.slice(1);
+const preopens = JSON.parse(dirs);
+const wasi = new WASI({ version: 'preview1', args: ['guest', ...args], preopens });
+const module = new WebAssembly.Module(require('node:fs').readFileSync(file));
+process.exitCode = wasi.start(new WebAssembly.Instance(module, wasi.getImportObject()));
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A WebAssembly runtime of this machine.
+
+    Attributes
+    ----------
+    name : str
+        ``"wasmedge"`` or ``"node"``.
+    command : tuple of str
+        What starts it.
+    version : str
+        What it says about itself.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    version: str
+
+    def run(
+        self,
+        wasm: str | Path,
+        args: Sequence[str] = (),
+        *,
+        stdin: bytes = b"",
+        dirs: Mapping[str, str | Path] | None = None,
+        timeout_s: float = 60,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a WASI command module.
+
+        Parameters
+        ----------
+        wasm : str or pathlib.Path
+        args : sequence of str
+            The program's arguments.
+        stdin : bytes
+        dirs : mapping, optional
+            Guest path → host folder.
+        timeout_s : float
+            Wall time in seconds.
+
+        Returns
+        -------
+        subprocess.CompletedProcess
+            With ``returncode``, ``stdout`` and ``stderr`` of the program.
+
+        Raises
+        ------
+        subprocess.TimeoutExpired
+            If it takes longer.
+        """
+        folders = {guest: str(Path(host).absolute()) for guest, host in (dirs or {}).items()}
+        if self.name == "wasmedge":
+            mapped = [f"--dir={guest}:{host}" for guest, host in folders.items()]
+            command = [*self.command, *mapped, str(wasm), *args]
+        else:
+            command = [*self.command, "-e", _NODE_WASI, str(wasm), json.dumps(folders), *args]
+        return subprocess.run(
+            command, input=stdin, capture_output=True, timeout=timeout_s, check=False
+        )
+
+
+def wasmedge() -> Runtime:
+    """Return WasmEdge: the one on PATH, or Debian 13's, unpacked into the cache (41 MB).
+
+    Raises
+    ------
+    ToolchainError
+        If there is none and none can be had.
+    """
+    return _find("wasmedge", "wasmedge", ("--version",))
+
+
+def node() -> Runtime:
+    """Return Node.js: the one on PATH, or Debian 13's, unpacked into the cache.
+
+    Raises
+    ------
+    ToolchainError
+        If there is none and none can be had.
+    """
+    found = _find("node", "nodejs", ("--version",))
+    return Runtime(found.name, (*found.command, "--no-warnings"), found.version)
+
+
+def _find(name: str, package: str, ask: tuple[str, ...]) -> Runtime:
+    on_path = shutil.which(name)
+    command = (on_path,) if on_path else _debian_program(name, package)
+    done = subprocess.run([*command, *ask], capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode or not done.stdout.strip():
+        raise ToolchainError(f"{' '.join(command)} does not start: {done.stderr.strip()[:300]}")
+    return Runtime(name, command, done.stdout.split("\n")[0].strip())
+
+
+def _debian_program(name: str, package: str) -> tuple[str, ...]:
+    """Unpack a Debian 13 package with all its libraries into the cache, and return its command.
+
+    Needs no root: apt works on folders of its own, and the program is started by Debian's own
+    loader, so the system's libraries are neither used nor touched.
+    """
+    if sys.platform != "linux" or not shutil.which("apt-get"):
+        raise ToolchainError(
+            f"PATH holds no {name}, and only a Debian-like Linux can get it here. "
+            f"Cure: install {name} by hand and put it on PATH."
+        )
+    root = cache_dir() / f"debian13-{package}"
+    with locked(root.with_suffix(".lock")):
+        if not root.exists():
+            new = root.with_name(root.name + ".new")
+            shutil.rmtree(new, ignore_errors=True)
+            _unpack(package, new)
+            os.replace(new, root)
+    loaders = sorted(root.glob("usr/lib64/ld-linux-*")) + sorted(root.glob("usr/lib/ld-linux-*"))
+    libraries = sorted(root.glob("usr/lib/*-linux-gnu"))
+    if not loaders or not libraries:
+        raise ToolchainError(f"{root} is not complete. Cure: remove it and try again.")
+    return (str(loaders[0]), "--library-path", str(libraries[0]), str(root / "usr/bin" / name))
+
+
+def _unpack(package: str, root: Path) -> None:
+    work = root / "apt"
+    for folder in ("lists/partial", "cache/archives/partial"):
+        (work / folder).mkdir(parents=True)
+    (work / "status").touch()  # nothing is installed: so all libraries are taken along
+    key = "/usr/share/keyrings/debian-archive-keyring.gpg"
+    (work / "sources.list").write_text(f"deb [signed-by={key}] {debian_mirror()} trixie main\n")
+    # apt splits neither values at spaces nor takes them from a shell, so any cache path will do.
+    options = [
+        f"-o{option}"
+        for option in (
+            f"Dir::Etc::sourcelist={work / 'sources.list'}",
+            "Dir::Etc::sourceparts=/dev/null",
+            f"Dir::State::lists={work / 'lists'}",
+            f"Dir::State::status={work / 'status'}",
+            f"Dir::Cache={work / 'cache'}",
+            "Debug::NoLocking=1",
+            "APT::Sandbox::User=",
+            "APT::Install-Recommends=false",
+        )
+    ]
+    for step, title in (
+        (["update"], "apt-get reads Debian 13's package lists"),
+        (["install", "--yes", "--download-only", package], f"apt-get downloads {package}"),
+    ):
+        done = run_live(["apt-get", *options, *step], title, 600)
+        if done.returncode:
+            last = done.stdout.strip().splitlines()[-3:]
+            raise ToolchainError(
+                f"{title}: failed: {' … '.join(last)}. Cure: connect to the network and try again, "
+                f"or install {package} by hand."
+            )
+    for archive in sorted((work / "cache" / "archives").glob("*.deb")):
+        subprocess.run(["dpkg", "-x", str(archive), str(root)], check=True, capture_output=True)
+    shutil.rmtree(work)
