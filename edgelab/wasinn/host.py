@@ -1,0 +1,421 @@
+"""The WASI-NN host: what a guest's calls do.
+
+A guest is not trusted. Each pointer and length is checked against the guest's memory before use (in
+Python integers, which can't wrap), each handle against the guest's own table, and everything that a
+guest can pile up has a limit. A wrong call gets an error code; it never traps and never raises.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelab.errors import GuestError, ModelError
+from edgelab.runtime import Instance
+from edgelab.wasinn.abi import (
+    BUILDER,
+    DTYPES,
+    MAX_DIMS,
+    MODULE,
+    TENSOR,
+    Encoding,
+    Errno,
+    NNError,
+    Target,
+)
+from edgelab.wasinn.backends import Context, Graph, TensorInfo, sniff
+
+
+@dataclass(frozen=True, slots=True)
+class NNLimits:
+    """What one guest instance may pile up.
+
+    Attributes
+    ----------
+    graphs, contexts : int
+        Loaded models and execution contexts alive at a time.
+    model_bytes : int
+        Size of one model.
+
+    Notes
+    -----
+    What a model takes while it loads and runs, time included, is the backend's and has no limit
+    here. Run models that you don't trust in a process of their own.
+    """
+
+    graphs: int = 16
+    contexts: int = 64
+    model_bytes: int = 512 << 20
+
+
+@dataclass(slots=True)
+class _Execution:
+    """A context of a guest, with what was set."""
+
+    graph: int
+    model: Graph
+    context: Context
+    # Input index → the bytes that described the tensor. A guest that runs a model again usually
+    # passes the same buffer: then nothing has to be checked or bound again.
+    bound: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+    staged: dict[int, NDArray[Any]] = field(default_factory=dict)
+    computed: bool = False
+
+
+@dataclass(slots=True)
+class _Guest:
+    """The handles of one instance. Numbers are never used twice: a stale handle stays stale."""
+
+    graphs: dict[int, Graph] = field(default_factory=dict)
+    executions: dict[int, _Execution] = field(default_factory=dict)
+    next_handle: int = 0
+
+
+class WasiNN:
+    """WASI-NN for guests, to pass as ``Guest(..., host=[WasiNN()])``.
+
+    Parameters
+    ----------
+    models : mapping of str to Graph, bytes, str or pathlib.Path, optional
+        Models that guests can load by name. Loaded on first use and shared by all instances.
+    threads : int, optional
+        Threads for one operator; the default is the number of cores that this process may use.
+    limits : NNLimits, optional
+
+    Notes
+    -----
+    ``set_input`` does not copy: the model reads the tensor from guest memory at ``compute``, so the
+    guest keeps the buffer unchanged until then. (A tensor that is not aligned to its element size
+    is copied.) ``get_output`` copies once, because only then the guest says where to.
+    """
+
+    name = MODULE
+
+    def __init__(
+        self,
+        models: Mapping[str, Graph | bytes | str | Path] | None = None,
+        *,
+        threads: int | None = None,
+        limits: NNLimits | None = None,
+    ) -> None:
+        self._named: dict[str, Graph | bytes | str | Path] = dict(models or {})
+        self._threads = threads
+        self._loading = threading.Lock()
+        self.limits = limits or NNLimits()
+        self.errors: deque[str] = deque(maxlen=32)
+        """The last messages behind the error codes that guests got."""
+
+    def functions(self) -> Mapping[str, tuple[str, Callable[..., int]]]:
+        """The preview-1 functions and ``unload``: all parameters are i32, all return an errno."""
+        return {
+            name: (signature, self._answering(name, method))
+            for name, signature, method in (
+                ("load", "iiiii->i", self._load),
+                ("load_by_name", "iii->i", self._load_by_name),
+                ("init_execution_context", "ii->i", self._init_execution_context),
+                ("set_input", "iii->i", self._set_input),
+                ("compute", "i->i", self._compute),
+                ("get_output", "iiiii->i", self._get_output),
+                ("unload", "i->i", self._unload),
+            )
+        }
+
+    def add_model(self, name: str, model: Graph | bytes | str | Path) -> None:
+        """Let guests load a model by name; replaces the model that had this name."""
+        self._named[name] = model
+
+    def graph(self, name: str) -> Graph:
+        """Return a named model, loading it if this is its first use.
+
+        Raises
+        ------
+        ModelError
+            If there is no such model, or it does not load.
+        """
+        with self._loading:  # once, even if several threads want it
+            model = self._named.get(name)
+            if model is None:
+                known = ", ".join(sorted(self._named)) or "none"
+                raise ModelError(f"no model is named {name!r}; the host offers: {known}")
+            if isinstance(model, (bytes, str, Path)):
+                if not isinstance(model, bytes):
+                    try:
+                        model = Path(model).read_bytes()
+                    except OSError as error:
+                        raise ModelError(f"cannot read model {name!r}: {error}") from None
+                model = self._named[name] = load_graph(model, threads=self._threads)
+            return model
+
+    def _answering(self, name: str, method: Callable[..., None]) -> Callable[..., int]:
+        def answer(instance: Instance, *arguments: int) -> int:
+            try:
+                method(instance, *arguments)
+                return Errno.SUCCESS
+            except NNError as error:
+                errno, message = error.errno, str(error)
+            except GuestError as error:  # a pointer out of bounds
+                errno, message = Errno.MISSING_MEMORY, str(error)
+            except (ModelError, MemoryError) as error:
+                errno, message = Errno.RUNTIME_ERROR, str(error) or "out of memory"
+            self.errors.append(f"{name}: {errno.name.lower()}: {message}")
+            return errno
+
+        return answer
+
+    def _guest(self, instance: Instance) -> _Guest:
+        guest: _Guest | None = instance.state.get(self)
+        if guest is None:
+            guest = instance.state[self] = _Guest()
+        return guest
+
+    def _add_graph(self, instance: Instance, make: Callable[[], Graph], out: int) -> None:
+        memory, guest = instance.memory, self._guest(instance)
+        memory.address(out, 4)  # before the work, so that no handle is lost
+        if len(guest.graphs) >= self.limits.graphs:
+            raise NNError(
+                Errno.TOO_LARGE,
+                f"this guest has {len(guest.graphs)} models loaded, the limit is "
+                f"{self.limits.graphs}; unload some, or raise NNLimits.graphs",
+            )
+        handle = guest.next_handle
+        guest.graphs[handle] = make()
+        guest.next_handle += 1
+        memory.write(out, handle.to_bytes(4, "little"))
+
+    def _load(
+        self, instance: Instance, builders: int, count: int, encoding: int, target: int, out: int
+    ) -> None:
+        memory = instance.memory
+        if encoding > max(Encoding):
+            raise NNError(Errno.INVALID_ENCODING, f"encoding {encoding} does not exist (0 to 5)")
+        _check_target(target)
+        if not 1 <= count <= 2:
+            raise NNError(Errno.INVALID_ARGUMENT, f"a model has one or two parts, not {count}")
+        parts = [
+            BUILDER.unpack(memory.read(builders + k * BUILDER.size, BUILDER.size))
+            for k in range(count)
+        ]
+        if (total := sum(length for _, length in parts)) > self.limits.model_bytes:
+            raise NNError(
+                Errno.TOO_LARGE,
+                f"the model has {total:,} bytes, the limit is {self.limits.model_bytes:,}",
+            )
+
+        def make() -> Graph:
+            data = [memory.read(pointer, length) for pointer, length in parts]
+            try:
+                return load_graph(*data, threads=self._threads, claimed=Encoding(encoding))
+            except ModelError as error:
+                raise NNError(Errno.INVALID_ENCODING, str(error)) from None
+
+        self._add_graph(instance, make, out)
+
+    def _load_by_name(self, instance: Instance, pointer: int, length: int, out: int) -> None:
+        if length > 4096:
+            raise NNError(Errno.TOO_LARGE, f"a model name of {length} bytes; 4096 at most")
+        try:
+            name = instance.memory.read(pointer, length).decode()
+        except UnicodeDecodeError:
+            raise NNError(Errno.INVALID_ARGUMENT, "the model's name is not UTF-8") from None
+        if name not in self._named:
+            known = ", ".join(sorted(self._named)) or "none"
+            raise NNError(Errno.NOT_FOUND, f"no model is named {name!r}; there are: {known}")
+        self._add_graph(instance, lambda: self.graph(name), out)
+
+    def _unload(self, instance: Instance, handle: int) -> None:
+        guest = self._guest(instance)
+        if guest.graphs.pop(handle, None) is None:
+            raise NNError(Errno.INVALID_ARGUMENT, f"no model has handle {handle}")
+        for key in [k for k, e in guest.executions.items() if e.graph == handle]:
+            del guest.executions[key]
+
+    def _init_execution_context(self, instance: Instance, handle: int, out: int) -> None:
+        memory, guest = instance.memory, self._guest(instance)
+        memory.address(out, 4)
+        graph = guest.graphs.get(handle)
+        if graph is None:
+            raise NNError(Errno.INVALID_ARGUMENT, f"no model has handle {handle}")
+        if len(guest.executions) >= self.limits.contexts:
+            raise NNError(
+                Errno.TOO_LARGE,
+                f"this guest has {len(guest.executions)} contexts, the limit is "
+                f"{self.limits.contexts}; unload their models, or raise NNLimits.contexts",
+            )
+        key = guest.next_handle
+        try:
+            guest.executions[key] = _Execution(handle, graph, graph.context())
+        except Exception as error:
+            raise _backend_failed(error) from None
+        guest.next_handle += 1
+        memory.write(out, key.to_bytes(4, "little"))
+
+    def _execution(self, instance: Instance, handle: int) -> _Execution:
+        execution = self._guest(instance).executions.get(handle)
+        if execution is None:
+            raise NNError(Errno.INVALID_ARGUMENT, f"no execution context has handle {handle}")
+        return execution
+
+    def _set_input(self, instance: Instance, handle: int, index: int, tensor: int) -> None:
+        memory, execution = instance.memory, self._execution(instance, handle)
+        header = memory.read(tensor, TENSOR.size)
+        dims_at, rank, code, data_at, size = TENSOR.unpack(header)
+        if rank > MAX_DIMS:
+            raise NNError(Errno.INVALID_ARGUMENT, f"{rank} dimensions; {MAX_DIMS} at most")
+        dims = memory.read(dims_at, 4 * rank)
+        if execution.bound.get(index) == (header, dims):
+            if index in execution.staged:
+                self._stage(execution, index, memory.address(data_at, size))
+            return
+        inputs = execution.model.inputs
+        if index >= len(inputs):
+            raise NNError(
+                Errno.INVALID_ARGUMENT, f"input {index} of a model with {len(inputs)} input(s)"
+            )
+        shape = tuple(int(d) for d in np.frombuffer(dims, "<u4"))
+        dtype = DTYPES.get(code)
+        if dtype is None:
+            raise NNError(Errno.INVALID_ARGUMENT, f"tensor type {code} does not exist (0 to 5)")
+        _check_tensor(inputs[index], shape, dtype, size)
+        address = memory.address(data_at, size)
+        execution.bound.pop(index, None)
+        execution.staged.pop(index, None)
+        if address % dtype.itemsize:
+            execution.staged[index] = np.empty(size // dtype.itemsize, dtype)
+            address = self._stage(execution, index, address)
+        try:
+            execution.context.bind_input(index, address, shape, dtype)
+        except Exception as error:
+            raise _backend_failed(error) from None
+        execution.bound[index] = (header, dims)
+
+    @staticmethod
+    def _stage(execution: _Execution, index: int, address: int) -> int:
+        """Copy an unaligned tensor to an aligned place; return its address."""
+        place = execution.staged[index]
+        ctypes.memmove(place.ctypes.data, address, place.nbytes)
+        return place.ctypes.data
+
+    def _compute(self, instance: Instance, handle: int) -> None:
+        execution = self._execution(instance, handle)
+        inputs = execution.model.inputs
+        if len(execution.bound) < len(inputs):
+            missing = [i.name for k, i in enumerate(inputs) if k not in execution.bound]
+            raise NNError(Errno.INVALID_ARGUMENT, f"compute before set_input of {missing}")
+        execution.computed = False
+        try:
+            execution.context.compute()
+        except Exception as error:
+            raise _backend_failed(error) from None
+        execution.computed = True
+
+    def _get_output(
+        self, instance: Instance, handle: int, index: int, buffer: int, room: int, written: int
+    ) -> None:
+        memory, execution = instance.memory, self._execution(instance, handle)
+        place = memory.address(buffer, room)
+        if not execution.computed:
+            raise NNError(Errno.INVALID_ARGUMENT, "get_output before a successful compute")
+        outputs = execution.model.outputs
+        if index >= len(outputs):
+            raise NNError(
+                Errno.INVALID_ARGUMENT, f"output {index} of a model with {len(outputs)} output(s)"
+            )
+        if outputs[index].dtype not in _OUTPUT_DTYPES:
+            raise NNError(
+                Errno.UNSUPPORTED_OPERATION,
+                f"output {outputs[index].name!r} has a type that WASI-NN can't name",
+            )
+        array = execution.context.output(index)
+        if array.nbytes > 0xFFFFFFFF:
+            raise NNError(Errno.TOO_LARGE, f"an output of {array.nbytes:,} bytes")
+        memory.write(written, array.nbytes.to_bytes(4, "little"))
+        if array.nbytes > room:
+            raise NNError(
+                Errno.TOO_LARGE, f"the output has {array.nbytes} bytes, the buffer {room}"
+            )
+        ctypes.memmove(place, array.ctypes.data, array.nbytes)
+
+    def __repr__(self) -> str:
+        return f"WasiNN(models={sorted(self._named)})"
+
+
+_OUTPUT_DTYPES = frozenset(DTYPES.values())
+
+
+def _backend_failed(error: Exception) -> NNError:
+    """Put whatever a backend's library raises into one line."""
+    return NNError(Errno.RUNTIME_ERROR, " ".join(str(error).split())[:300])
+
+
+def load_graph(
+    *parts: bytes, threads: int | None = None, claimed: Encoding = Encoding.AUTODETECT
+) -> Graph:
+    """Load a model with the backend for its format.
+
+    Parameters
+    ----------
+    *parts : bytes
+        The model's files: one for ONNX.
+    threads : int, optional
+        Threads for one operator.
+    claimed : Encoding
+        What the guest says. The bytes decide; the claim is only named in the message (E3).
+
+    Raises
+    ------
+    ModelError
+        If no backend takes the format, or the model is damaged.
+    """
+    kind = sniff(parts[0])
+    if kind == "onnx" and len(parts) == 1:
+        from edgelab.wasinn.backends.onnx import OnnxGraph
+
+        return OnnxGraph(parts[0], threads)
+    raise ModelError(
+        f"E3: the guest says {claimed.name.lower()}, the {len(parts)} part(s) look like {kind}; "
+        "this host runs ONNX models of one part. Convert the model to ONNX."
+    )
+
+
+def _check_target(target: int) -> None:
+    if target > max(Target):
+        raise NNError(Errno.INVALID_ARGUMENT, f"target {target} does not exist (0 to 3)")
+    if target not in (Target.CPU, Target.AUTO):
+        raise NNError(
+            Errno.UNSUPPORTED_OPERATION,
+            f"target {Target(target).name.lower()} is not available; this host runs on the CPU",
+        )
+
+
+def _check_tensor(
+    info: TensorInfo, shape: tuple[int, ...], dtype: np.dtype[Any], size: int
+) -> None:
+    """Compare a tensor with its own length and with what the model wants."""
+    count = 1
+    for dimension in shape:
+        count *= dimension
+    if count * dtype.itemsize != size:
+        raise NNError(
+            Errno.INVALID_ARGUMENT,
+            f"a {dtype} tensor of shape {shape} has {count * dtype.itemsize} bytes, not {size}",
+        )
+    if info.dtype is None or dtype != info.dtype:  # NumPy takes None for float64
+        raise NNError(
+            Errno.INVALID_ARGUMENT, f"input {info.name!r} is {info.dtype}, the tensor is {dtype}"
+        )
+    if len(shape) != len(info.shape) or any(
+        want != got for want, got in zip(info.shape, shape, strict=True) if isinstance(want, int)
+    ):
+        raise NNError(
+            Errno.INVALID_ARGUMENT,
+            f"input {info.name!r} has shape {list(info.shape)}, the tensor {list(shape)}. "
+            "Is it NHWC instead of NCHW?",
+        )
