@@ -2,9 +2,9 @@
 
 Needs the extra ``train`` (``pip install -e '.[train]'``). Renders the training pictures, trains
 MobileNetV2 1.0 at 64, 96 and then 224 pixels and the small in-guest network beside it, and writes
-``signs.onnx``, ``tiny.safetensors`` and ``training.json`` next to this file. Allow two
-hours on two cores. The rendered pictures and a checkpoint stay in the work folder, so a run that was cut
-off goes on where it stopped.
+``signs.onnx``, ``tiny.safetensors`` and ``training.json`` next to this file. Allow two hours on
+two cores. The rendered pictures and a checkpoint after each stage stay in the work folder, so a
+run that was cut off goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -1,0 +1,396 @@
+"""Figures that lessons show. Each is a picture, its description, and its numbers as a table.
+
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart, and no figure relies
+on colour alone: hatches and labels say the same. The background is white, so that a figure is
+readable on a dark page too.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Rectangle
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from edgelab.bench import StageTable
+    from edgelab.pipeline import Classification
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
+_WIDTH = 8.0  # inches, of every figure
+_HATCHES = {BLUE: "", ORANGE: "///", GREEN: "...", GREY: "xx"}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows under headings.
+
+    Attributes
+    ----------
+    caption : str
+    columns : tuple of str
+    rows : tuple of tuple
+        As many cells in each as there are columns.
+    """
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[object, ...], ...]
+
+    def __repr__(self) -> str:
+        lines = [self.columns, *([str(cell) for cell in row] for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+        return "\n".join([self.caption, *text])
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{escape(column)}</th>" for column in self.columns)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>"
+            for row in self.rows
+        )
+        caption = escape(self.caption)
+        return f"<table><caption>{caption}</caption><tr>{head}</tr>{body}</table>"
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A figure that can also be read without seeing it.
+
+    Attributes
+    ----------
+    alt : str
+        What the figure shows, for screen readers.
+    table : Table
+        What it is drawn from.
+    png : bytes
+    """
+
+    alt: str
+    table: Table
+    png: bytes = field(repr=False)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        # Notebooks have no place for the alternative text of an image/png, so HTML carries it.
+        # GitHub shows the image/png.
+        png = base64.b64encode(self.png).decode()
+        page = (
+            f'<img alt="{escape(self.alt)}" src="data:image/png;base64,{png}" '
+            'style="max-width: 100%; width: 800px">'
+            f"<details><summary>As a table</summary>{self.table._repr_html_()}</details>"
+        )
+        return {"text/plain": f"{self.alt}\n{self.table}", "text/html": page, "image/png": png}
+
+
+def _plot(figure: Figure, alt: str, table: Table) -> Plot:
+    from PIL import Image
+
+    full, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(full, format="png", dpi=110, facecolor="white")
+    # Notebooks keep some figures: a palette makes a photograph's PNG a third as large.
+    Image.open(full).convert("RGB").quantize(256).save(small, "PNG", optimize=True)
+    return Plot(alt, table, small.getvalue())
+
+
+def _blank(figure: Figure, width: float, height: float) -> Axes:
+    """Axes without axes: a sheet to draw boxes on."""
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(0, height))
+    axes.axis("off")
+    return axes
+
+
+def _box(axes: Axes, x: float, y: float, w: float, h: float, colour: str, text: str) -> None:
+    style = "round,pad=0,rounding_size=0.12"
+    axes.add_patch(
+        FancyBboxPatch((x, y), w, h, boxstyle=style, facecolor="white", edgecolor=colour, lw=2)
+    )
+    axes.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=10)
+
+
+def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], text: str) -> None:
+    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "lw": 1.4, "color": "black"})
+    x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
+    axes.text(
+        x, y, text, ha="center", va="center", fontsize=8,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+    )  # fmt: skip
+
+
+def data_flow() -> Plot:
+    """The four stages of a classification, and who runs each."""
+    figure = Figure((_WIDTH, 3.7))
+    axes = _blank(figure, 16, 7.4)
+    lanes = (
+        (5.1, BLUE, "host", "Python"),
+        (2.7, ORANGE, "guest", "Wasm sandbox"),
+        (0.3, GREEN, "backend", "ONNX Runtime"),
+    )
+    for y, colour, name, what in lanes:
+        axes.add_patch(Rectangle((0.2, y), 15.6, 2.0, facecolor=colour, alpha=0.13, lw=0))
+        axes.add_patch(
+            Rectangle((0.2, y), 0.3, 2.0, facecolor=colour, hatch=_HATCHES[colour], alpha=0.6)
+        )
+        axes.text(0.75, y + 1.25, name, fontsize=10, va="center", weight="bold")
+        axes.text(0.75, y + 0.75, what, fontsize=9, va="center")
+    _box(axes, 3.2, 5.6, 2.2, 1.0, BLUE, "decode")
+    _box(axes, 5.8, 3.2, 2.4, 1.0, ORANGE, "preprocess")
+    _box(axes, 8.6, 0.8, 2.0, 1.0, GREEN, "infer")
+    _box(axes, 11.0, 3.2, 2.4, 1.0, ORANGE, "postprocess")
+    _box(axes, 13.6, 5.6, 1.9, 1.0, BLUE, "label")
+    _arrow(axes, (4.6, 5.6), (6.5, 4.2), "pixels, u8\nheight × width × 3")
+    _arrow(axes, (7.4, 3.2), (9.1, 1.8), "tensor, f32\n1 × 3 × 224 × 224")
+    _arrow(axes, (10.1, 1.8), (11.8, 3.2), "logits, f32\n1 × classes")
+    _arrow(axes, (12.7, 4.2), (14.3, 5.6), "indices,\nprobabilities")
+    axes.text(15.7, 2.5, "WASI-NN", ha="right", va="center", fontsize=9, style="italic")
+    rows = (
+        ("decode", "a file: JPEG, PNG, …", "pixels, u8, height × width × 3", "host (Python)"),
+        ("preprocess", "pixels", "tensor, f32, 1 × 3 × 224 × 224", "guest (Wasm)"),
+        ("infer", "tensor", "logits, f32, 1 × classes", "backend, called through WASI-NN"),
+        ("postprocess", "logits", "class indices and probabilities", "guest (Wasm)"),
+    )
+    return _plot(
+        figure,
+        "Data flow in three lanes. The host decodes; the guest preprocesses and postprocesses; "
+        "between the two, WASI-NN takes the tensor to the backend, which infers.",
+        Table("The four stages", ("stage", "takes", "gives", "runs in"), rows),
+    )
+
+
+def pictures(images: Sequence[NDArray[Any]], captions: Sequence[str]) -> Plot:
+    """Show pictures side by side.
+
+    Parameters
+    ----------
+    images : sequence of numpy.ndarray
+        ``uint8``, ``(height, width, 3)``.
+    captions : sequence of str
+        One for each.
+    """
+    columns = max(4, min(len(images), 6))  # at least four, or a single picture would be huge
+    rows = -(-len(images) // columns)
+    figure = Figure((_WIDTH, (_WIDTH / columns + 0.25) * rows), layout="constrained")
+    for place, (image, caption) in enumerate(zip(images, captions, strict=True), start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        axes.imshow(image)
+        axes.set_title(caption, fontsize=9)
+        axes.axis("off")
+    cells = tuple((k, caption) for k, caption in enumerate(captions))
+    return _plot(
+        figure, f"Pictures: {'; '.join(captions)}.", Table("Pictures", ("place", "shows"), cells)
+    )
+
+
+def prediction(image: NDArray[Any], seen: Classification) -> Plot:
+    """Show a picture beside what the model sees in it.
+
+    Parameters
+    ----------
+    image : numpy.ndarray
+        ``uint8``, ``(height, width, 3)``.
+    seen : edgelab.pipeline.Classification
+    """
+    figure = Figure((_WIDTH, 2.5), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 2.4))
+    left.imshow(image)
+    left.axis("off")
+    names, values = [p.label for p in seen.top], [p.probability for p in seen.top]
+    _barh(right, names, values, [f"{value:.1%}" for value in values])
+    right.set(xlim=(0, 1.18), xticks=(0, 0.5, 1), xlabel="probability")
+    return _plot(
+        figure,
+        f"A picture, and the model's {len(names)} most probable labels for it. "
+        f"The first is {names[0]}.",
+        Table(
+            "What the model sees",
+            ("label", "probability"),
+            tuple((p.label, f"{p.probability:.1%}") for p in seen.top),
+        ),
+    )
+
+
+def _barh(axes: Axes, names: Sequence[str], values: Sequence[float], texts: Sequence[str]) -> None:
+    """Horizontal bars, the first on top, each with its number."""
+    bars = axes.barh(names, values, height=0.6, color=BLUE)
+    axes.bar_label(bars, texts, padding=4, fontsize=9)
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def bars(
+    values: Mapping[str, float], *, title: str, unit: str = "bytes", log: bool = False
+) -> Plot:
+    """Compare a few numbers.
+
+    Parameters
+    ----------
+    values : mapping of str to float
+    title : str
+    unit : str
+    log : bool
+        Logarithmic axis, for numbers of very different size. Such bars compare factors, not sums.
+    """
+    figure = Figure((_WIDTH, 0.9 + 0.36 * len(values)), layout="constrained")
+    axes = figure.subplots()
+    names, numbers = list(values), list(values.values())
+    texts = [f"{n:,.4g}" if isinstance(n, float) else f"{n:,}" for n in numbers]
+    if log:  # points: a bar's length would depend on where the axis begins
+        axes.plot(numbers, names, "o", color=BLUE)
+        axes.set(xscale="log", xlabel=f"{unit}, logarithmic")
+        axes.grid(axis="y", lw=0.5)
+        for number, name, text in zip(numbers, names, texts, strict=True):
+            axes.annotate(text, (number, name), (8, 0), textcoords="offset points", va="center")
+        axes.invert_yaxis()
+        axes.spines[["top", "right"]].set_visible(False)
+    else:
+        _barh(axes, names, numbers, texts)
+        axes.set(xlabel=unit)
+        axes.locator_params(axis="x", nbins=5)
+        axes.xaxis.set_major_formatter("{x:,.10g}")  # no factor of ten in a corner
+    axes.set_title(title, fontsize=10)
+    axes.margins(x=0.2)
+    largest = max(values, key=lambda name: values[name])
+    return _plot(
+        figure,
+        f"Bars: {title}. Largest is {largest}.",
+        Table(title, ("", unit), tuple(zip(values, texts, strict=True))),
+    )
+
+
+def stages(table: StageTable) -> Plot:
+    """Show how long each stage takes, in the guest's path and in bare Python's.
+
+    Parameters
+    ----------
+    table : edgelab.bench.StageTable
+    """
+    names = [name for name in table.guest if name != "total"]
+    figure = Figure((_WIDTH, 3.2), layout="constrained")
+    axes = figure.subplots()
+    paths = (
+        ("guest + WASI-NN", table.guest, ORANGE, -0.19),
+        ("bare Python", table.bare, BLUE, 0.19),
+    )
+    for label, path, colour, offset in paths:
+        medians = [path[name].median_ms for name in names]
+        tails = [path[name].p95_ms - path[name].median_ms for name in names]
+        axes.barh(
+            [k + offset for k in range(len(names))], medians, height=0.36, label=label, xerr=(
+                [0.0] * len(names), tails), color=colour, hatch=_HATCHES[colour], edgecolor="black",
+            lw=0.5, error_kw={"lw": 1, "capsize": 3},
+        )  # fmt: skip
+    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="ms: median, whisker to p95")
+    axes.invert_yaxis()
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    longest = max(names, key=lambda name: table.guest[name].median_ms)
+    rows = tuple(
+        (name, f"{a.median_ms:.2f}", f"{a.p95_ms:.2f}", f"{b.median_ms:.2f}", f"{b.p95_ms:.2f}")
+        for name, a, b in ((name, table.guest[name], table.bare[name]) for name in table.guest)
+    )
+    columns = ("stage", "guest median", "guest p95", "bare median", "bare p95")
+    return _plot(
+        figure,
+        f"Time of each stage. In the guest's path {longest} takes longest.",
+        Table("Milliseconds", columns, rows),
+    )
+
+
+def memory_map(size_bytes: int, blocks: Mapping[str, tuple[int, int]]) -> Plot:
+    """Show where blocks lie in a guest's linear memory.
+
+    Parameters
+    ----------
+    size_bytes : int
+        Size of the memory.
+    blocks : mapping of str to (int, int)
+        Name → address and length in bytes. A block too thin to see is drawn as a line.
+    """
+    figure = Figure((_WIDTH, 1.1 + 0.42 * len(blocks)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvspan(0, size_bytes, facecolor=GREY, alpha=0.15)
+    colours = (BLUE, ORANGE, GREEN)
+    for row, (pointer, length) in enumerate(blocks.values()):
+        colour = colours[row % len(colours)]
+        axes.barh(
+            row, max(length, size_bytes / 250), left=pointer, height=0.6, color=colour,
+            hatch=_HATCHES[colour], edgecolor="black", lw=0.5,
+        )  # fmt: skip
+        right = pointer + length < 0.7 * size_bytes
+        axes.text(
+            pointer + length + size_bytes * 0.01 if right else pointer - size_bytes * 0.01, row,
+            f"{pointer:#x}, {length:,} bytes", va="center", ha="left" if right else "right",
+            fontsize=9,
+        )  # fmt: skip
+    axes.set(yticks=range(len(blocks)), yticklabels=list(blocks), xlim=(0, size_bytes))
+    ticks = [size_bytes * k // 4 for k in range(5)]
+    axes.set_xticks(ticks, [f"{tick:#x}" for tick in ticks])
+    axes.set(xlabel=f"address in the guest's linear memory (grey: all {size_bytes:,} bytes)")
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    rows = tuple(
+        (name, f"{pointer:#x}", f"{length:,}", f"{pointer + length:#x}")
+        for name, (pointer, length) in blocks.items()
+    )
+    return _plot(
+        figure,
+        f"Map of {size_bytes:,} bytes of guest memory with {len(blocks)} blocks: "
+        f"{', '.join(blocks)}.",
+        Table("Blocks", ("block", "address", "bytes", "end"), rows),
+    )
+
+
+def one_call() -> Plot:
+    """Who does what, and who owns which block, in one call through the article's JSON ABI."""
+    steps = (
+        ("alloc(n)", "host → guest", "the guest gives n bytes; now the host owns the request"),
+        ("write", "host", "the host copies the JSON text into its block"),
+        ("infer(p, n)", "host → guest", "the guest reads, works, and makes the answer's block"),
+        ("pointer << 32 | length", "guest → host", "both in one i64; now the host owns the answer"),
+        ("read", "host", "the host copies the answer out"),
+        ("dealloc, twice", "host → guest", "request and answer go back, each with its length"),
+    )
+    figure = Figure((_WIDTH, 3.9))
+    axes = _blank(figure, 16, 7.8)
+    for x, colour, name in ((2.0, BLUE, "host"), (7.4, ORANGE, "guest")):
+        axes.plot((x, x), (0.3, 6.9), color=colour, lw=3, solid_capstyle="butt")
+        _box(axes, x - 1.0, 6.85, 2.0, 0.75, colour, name)
+    for row, (what, direction, why) in enumerate(steps):
+        y = 6.2 - row * 1.08
+        ends = {"host → guest": (2.1, 7.3), "guest → host": (7.3, 2.1)}.get(direction)
+        if ends:
+            _arrow(axes, (ends[0], y), (ends[1], y), what)
+        else:
+            axes.plot(2.0, y, "o", color="black")
+            axes.text(2.35, y, what, va="center", fontsize=8)
+        axes.text(0.8, y, str(row + 1), va="center", ha="center", fontsize=10, weight="bold")
+        axes.text(8.1, y, why, va="center", fontsize=8.5)
+    rows = tuple((row + 1, *step) for row, step in enumerate(steps))
+    return _plot(
+        figure,
+        "One call in six steps: alloc, write, infer, the packed answer, read, dealloc twice.",
+        Table("One call", ("step", "what", "who", "why"), rows),
+    )
+
+
+def stacked(*plots: Plot) -> Plot:
+    """Put figures one below the other; the table is the last one's."""
+    from PIL import Image
+
+    sheets = [Image.open(io.BytesIO(plot.png)).convert("RGB") for plot in plots]
+    width, height = max(s.width for s in sheets), sum(s.height for s in sheets)
+    sheet = Image.new("RGB", (width, height), "white")
+    top = 0
+    for each in sheets:
+        sheet.paste(each, (0, top))
+        top += each.height
+    png = io.BytesIO()
+    sheet.quantize(256).save(png, "PNG", optimize=True)
+    return Plot(" ".join(plot.alt for plot in plots), plots[-1].table, png.getvalue())
