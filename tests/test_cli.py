@@ -1,0 +1,132 @@
+"""The command line as a person or a script meets it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgelab.bench import example_image
+from edgelab.doctor import CHECKS
+
+
+def edgelab(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgelab", *arguments],
+        cwd=cwd, capture_output=True, text=True, encoding="utf-8", check=False,
+    )  # fmt: skip
+
+
+def test_run_ends_with_the_stage_table_and_the_next_command() -> None:
+    done = edgelab("run", "--repeats", "5")
+    assert done.returncode == 0, done.stderr
+    for stage in ("decode", "preprocess", "infer", "postprocess", "total"):
+        assert f"\n   {stage}" in done.stdout
+    assert "stop" in done.stdout
+    assert "make lab" in done.stdout.splitlines()[-1]
+
+
+def test_classify_prints_labels_for_each_picture(tmp_path: Path) -> None:
+    copy = tmp_path / "ein Bild ü.jpg"
+    shutil.copy(example_image(), copy)
+    done = edgelab("classify", str(example_image()), str(copy), "--top", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("stop") == 2
+    assert len(done.stdout.splitlines()) == 6
+
+
+def test_classify_json_is_one_object_a_line() -> None:
+    done = edgelab("classify", str(example_image()), "--json", "--kernel", "scalar")
+    (line,) = done.stdout.splitlines()
+    answer = json.loads(line)
+    assert answer["top"][0]["label"] == "stop"
+    assert answer["total_ms"] > answer["infer_ms"] > 0
+
+
+def test_one_bad_picture_does_not_lose_the_others(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(example_image().read_bytes()[:1000])
+    done = edgelab("classify", str(bad), str(tmp_path / "none.png"), str(example_image()))
+    assert done.returncode == 1
+    assert "stop" in done.stdout
+    assert done.stderr.count("edgelab: error:") == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        ((), 2, "usage: edgelab"),
+        (("fly",), 2, "invalid choice"),
+        (("classify",), 2, "IMAGE"),
+        (("classify", "x.jpg", "--top", "0"), 2, "not positive"),
+        (("classify", "x.jpg", "--model", "no-such-model"), 1, "Known names: signs"),
+        (("models", "info", "no-such-model"), 1, "Known names: signs"),
+        (("guest", "build", "nothing"), 1, "The guests are"),
+    ],
+)
+def test_wrong_usage_is_told_in_one_line(arguments: tuple[str, ...], code: int, text: str) -> None:
+    done = edgelab(*arguments)
+    assert done.returncode == code
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_names_every_command_and_an_example() -> None:
+    text = edgelab("--help").stdout
+    for word in [
+        "run",
+        "classify",
+        "doctor",
+        "guest",
+        "models",
+        "bench",
+        "examples:",
+        "environment:",
+        "exit",
+    ]:
+        assert word in text
+
+
+def test_models_list_and_info() -> None:
+    listed = edgelab("models", "list").stdout
+    assert "signs " in listed
+    assert "mobilenetv2-12-int8" in listed
+    info = json.loads(edgelab("models", "info", "signs").stdout)
+    assert info["crop"] == 224
+    assert len(info["labels"]) == 32
+
+
+def test_bench_writes_json(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "bench.json"
+    done = edgelab("bench", "--repeats", "3", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(out.read_text())
+    assert numbers["guest"]["total"]["count"] == 3
+    assert numbers["total_ratio"]["median"] > 0
+    assert numbers["same_label"] is True
+    assert numbers["environment"]["cpu"]
+
+
+def test_doctor_finds_this_machine_healthy(tmp_path: Path) -> None:
+    done = edgelab("doctor", "--json")
+    findings = {f["topic"]: f for f in json.loads(done.stdout)}
+    assert set(findings) == set(CHECKS)
+    assert [f for f in findings.values() if f["state"] == "failure"] == []
+    assert done.returncode == 0
+    assert "stop" in findings["classify"]["detail"]
+
+
+def test_doctor_reports_a_cache_that_others_can_enter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "aot").mkdir(mode=0o777)
+    (tmp_path / "aot").chmod(0o777)
+    monkeypatch.setenv("EDGELAB_CACHE", str(tmp_path))
+    done = edgelab("doctor")
+    (line,) = [line for line in done.stdout.splitlines() if " cache " in line]
+    assert line.startswith("warning")
+    assert "chmod" in line
+    assert done.returncode == 0

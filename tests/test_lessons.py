@@ -1,0 +1,434 @@
+"""The lessons run, their exercises can be solved and only be solved, and they keep one form."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgelab import checks, plots
+from edgelab.errors import BuildError, EdgelabError, ToolchainError
+from edgelab.pipeline import Classification, Prediction
+from edgelab.snippet import compile_rust, excerpt
+from edgelab.toolchain import find
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+LESSONS = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+CELL_TIMEOUT_S = 300
+MAX_BYTES = 300_000
+MARK = "nbval-check-output"
+
+each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+
+# Typical wrong answers: what an exercise's cell might hold. Each must fail, with a reason.
+WRONG = {
+    "00-speedup": [
+        "def speedup(ms, stage, factor):\n    return factor",
+        "def speedup(ms, stage, factor):\n    return sum(ms.values()) / (ms[stage] / factor)",
+        "def speedup(ms, stage, factor):\n    return 1 - ms[stage] / factor / sum(ms.values())",
+        "speedup = 1.61",
+    ],
+    "00-miss": ["miss = 2048", "miss = 'turn left ahead'", "miss = 17"],
+    "01-brighten": [
+        '''brighten = """#[unsafe(no_mangle)]
+pub extern "C" fn brighten(pixel: u32, by: u32) -> u32 { pixel.saturating_add(by) }"""''',
+        '''brighten = """#[unsafe(no_mangle)]
+pub extern "C" fn brighten(pixel: u32, by: u32) -> u32 { (pixel + by) % 256 }"""''',
+        'brighten = "fn brighten("',
+        'brighten = """(module (func (export "brighten") (param i32 i32) (result i32)'
+        ' (i32.add (local.get 0) (local.get 1))))"""',
+        "brighten = lambda pixel, by: min(pixel + by, 255)",
+    ],
+    "01-hog": [
+        "hog = hog.replace('(i32.const 0)', '(i32.const 1)')",
+        "hog = hog.replace('(i32.const 0)', '(memory.grow (i32.const 1))')",
+        "hog = hog.replace('(i32.const 0)', '(i32.lt_u (memory.size) (i32.const 16))')",
+    ],
+    "02-unpack": [
+        "def unpack(packed):\n    return packed & 0xFFFFFFFF, packed >> 32",
+        "def unpack(packed):\n    return packed >> 32, packed & 0xFFFFFFFF",
+        "def unpack(packed):\n    return [packed >> 32 & 0xFFFFFFFF, packed & 0xFFFFFFFF]",
+        "unpack = divmod",
+    ],
+    "02-leak": [
+        # the answer alone; the request alone; an error that nobody hears of; both freed twice
+        """def classify(instance, text):
+    block = instance.call("alloc", len(text))
+    instance.memory.write(block, text)
+    answer, size = divmod(instance.call("infer", block, len(text)), 1 << 32)
+    reply = json.loads(instance.memory.read(answer, size))
+    instance.call("dealloc", answer, size)
+    if "error" in reply:
+        raise ValueError(reply["error"]["message"])
+    instance.call("dealloc", block, len(text))
+    return reply""",
+        """def classify(instance, text):
+    block = instance.call("alloc", len(text))
+    instance.memory.write(block, text)
+    answer, size = divmod(instance.call("infer", block, len(text)), 1 << 32)
+    reply = json.loads(instance.memory.read(answer, size))
+    instance.call("dealloc", block, len(text))
+    if "error" in reply:
+        raise ValueError(reply["error"]["message"])
+    return reply""",
+        """def classify(instance, text):
+    block = instance.call("alloc", len(text))
+    instance.memory.write(block, text)
+    answer, size = divmod(instance.call("infer", block, len(text)), 1 << 32)
+    reply = json.loads(instance.memory.read(answer, size))
+    instance.call("dealloc", block, len(text))
+    instance.call("dealloc", answer, size)
+    return reply""",
+        """def classify(instance, text):
+    block = instance.call("alloc", len(text))
+    instance.memory.write(block, text)
+    answer, size = divmod(instance.call("infer", block, len(text)), 1 << 32)
+    reply = json.loads(instance.memory.read(answer, size))
+    instance.call("dealloc", block, len(text))
+    instance.call("dealloc", answer, size)
+    instance.call("dealloc", answer, size)
+    if "error" in reply:
+        raise ValueError(reply["error"]["message"])
+    return reply""",
+    ],
+}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """A lesson's cells, each with its source as one string."""
+    cells: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    for cell in cells:
+        cell["source"] = "".join(cell["source"])
+    return cells
+
+
+def write(path: Path, cells: list[dict[str, Any]]) -> None:
+    notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 4}
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+
+
+def code_cell(source: str, **more: Any) -> dict[str, Any]:
+    cell: dict[str, Any] = {"cell_type": "code", "source": source, "metadata": {}}
+    return cell | {"outputs": [], "execution_count": None} | more
+
+
+def code_cells(path: Path) -> list[dict[str, Any]]:
+    return [cell for cell in read(path) if cell["cell_type"] == "code"]
+
+
+def text_cells(path: Path) -> list[dict[str, Any]]:
+    return [cell for cell in read(path) if cell["cell_type"] == "markdown"]
+
+
+def solutions(lesson: Path) -> dict[str, str]:
+    text = (NOTEBOOKS / "solutions" / f"{lesson.stem}.py").read_text(encoding="utf-8")
+    parts = re.split(r"^# %% (.+)\n", text, flags=re.M)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def trial(lesson: Path) -> list[dict[str, Any]]:
+    """The lesson's code with its exercises tried: as they stand, wrongly, and at last solved."""
+    solved = solutions(lesson)
+    cells = []
+    for cell in code_cells(lesson):
+        name = cell["id"].removesuffix("-check")
+        if cell["id"] == name or name not in solved:
+            cells.append(code_cell(cell["source"]))
+            continue
+        *before, check = cell["source"].splitlines()
+        for answer in ["", *WRONG[name], solved[name]]:
+            passes = answer is solved[name]
+            verdict = f"verdict = {check}\nassert verdict.passed is {passes}, verdict"
+            cells += [code_cell(answer), code_cell("\n".join([*before, verdict]))]
+    return cells
+
+
+def run_notebooks(
+    *paths: Path, folder: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run notebooks in kernels of this Python, and compare the cells that are marked."""
+    search = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    command = [
+        *(sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "-p", "no:cacheprovider"),
+        *("--rootdir", str(folder), "--nbval-lax", "--nbval-current-env"),
+        *(f"--nbval-cell-timeout={CELL_TIMEOUT_S}", *map(str, paths)),
+    ]
+    return subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": search, **environment},
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+
+
+def assert_all_passed(done: subprocess.CompletedProcess[str], *paths: Path) -> None:
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]
+    # pytest also ends with 0 where it found cells in one file only.
+    cells = sum(len(code_cells(path)) for path in paths)
+    assert f"{cells} passed" in done.stdout, done.stdout[-2000:]
+
+
+@each_lesson
+def test_lesson_runs(path: Path, tmp_path: Path) -> None:
+    """As it is stored (its marked cells give what they hold), and with its exercises tried."""
+    tried = tmp_path / f"{path.stem}_trial.ipynb"
+    write(tried, trial(path))
+    assert_all_passed(run_notebooks(path, tried, folder=tmp_path), path, tried)
+
+
+def test_lessons_run_without_rust(tmp_path: Path) -> None:
+    """With the shipped guests, and WAT where a lesson compiles Rust."""
+    paths = [path for path in LESSONS if "compile_rust" in path.read_text(encoding="utf-8")]
+    assert paths
+    done = run_notebooks(*paths, folder=tmp_path, EDGELAB_TOOLCHAIN="prebuilt")
+    assert_all_passed(done, *paths)
+
+
+def test_nbval_uses_this_python_and_sees_stale_output(tmp_path: Path) -> None:
+    """What the other tests rely on: --nbval-current-env, and tags that mark a cell."""
+    here = code_cell(f"import sys; assert sys.prefix == {sys.prefix!r}, sys.prefix")
+    stale = code_cell("print(2)", execution_count=1, metadata={"tags": [MARK]})
+    stale["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "1\n"}]
+    write(tmp_path / "stale.ipynb", [here, stale])
+    done = run_notebooks(tmp_path / "stale.ipynb", folder=tmp_path)
+    assert "1 failed, 1 passed" in done.stdout, done.stdout
+
+
+# --- exercises ------------------------------------------------------------------------------------
+
+
+def test_exercises_have_what_they_need() -> None:
+    """Each has a lesson, three hints, a check cell, a solution and typical wrong answers."""
+    ids = {lesson: [cell["id"] for cell in code_cells(lesson)] for lesson in LESSONS}
+    for name in checks.names():
+        (lesson,) = (lesson for lesson in LESSONS if name[:2] == lesson.stem[:2])
+        place = ids[lesson].index(name)
+        assert ids[lesson][place + 1] == f"{name}-check", name
+        assert len(checks.exercise(name).hints) == 3, name
+        assert len(WRONG[name]) >= 2, name
+    for lesson in LESSONS:
+        own = [name for name in checks.names() if name[:2] == lesson.stem[:2]]
+        assert len(own) >= 2, lesson.stem
+        assert list(solutions(lesson)) == own
+
+
+def test_hints_grow(capsys: pytest.CaptureFixture[str]) -> None:
+    exercise = checks.exercise("02-unpack")
+    exercise.hint(1)
+    exercise.hint(3)
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("Hint 1 of 3: ")
+    assert "0xFFFFFFFF" in last
+    with pytest.raises(ValueError, match="hints 1 to 3"):
+        exercise.hint(4)
+
+
+def test_no_answer_and_broken_answers_are_verdicts() -> None:
+    exercise = checks.exercise("02-unpack")
+    for nothing in (..., None):
+        assert repr(exercise.check(nothing)).startswith("Not yet: there is no answer")
+    assert "ZeroDivisionError" in exercise.check(lambda packed: 1 / 0).message
+    assert not exercise.check(42).passed
+
+
+def test_unknown_exercise_names_the_known_ones() -> None:
+    with pytest.raises(EdgelabError, match="00-speedup"):
+        checks.exercise("00-nothing")
+
+
+def test_rust_answer_without_rust_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGELAB_TOOLCHAIN", "prebuilt")
+    assert "Write it as WAT" in checks.exercise("01-brighten").check("pub fn f() {}").message
+
+
+# --- form -----------------------------------------------------------------------------------------
+
+ABSOLUTE = re.compile(r"(?<![\w.:/<])/(home|root|tmp|work|usr|opt|var|mnt|Users)/|\b[A-Z]:\\")
+TIME = re.compile(r"\d\s?(ns|µs|us|ms|s|sec|seconds|minutes)\b")
+IDS = {
+    *(f"C{k}" for k in range(1, 15)),
+    *(f"P{k}" for k in range(1, 6)),
+    *(f"E{k}" for k in range(1, 11)),
+}
+
+
+def section(path: Path, title: str) -> str:
+    text = "\n".join(cell["source"] for cell in text_cells(path))
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |^---$|\Z)", text, re.M | re.S)
+    assert found, f"no section '## {title}'"
+    return found[1]
+
+
+def bullets(text: str) -> list[str]:
+    return re.findall(r"^- ", text, re.M)
+
+
+@each_lesson
+def test_opens_and_closes_as_all_lessons(path: Path) -> None:
+    title, facts = (cell["source"] for cell in read(path)[:2])
+    assert re.match(rf"# {path.stem[:2]} · [A-Z][^\n]+\n\n> \*\*中文摘要\*\*", title)
+    assert 3 <= title.count("。") <= 6
+    assert len(re.findall(r"[\u4e00-\u9fff]", title)) >= 80
+    line = facts.splitlines()[0]
+    assert re.match(r"\*\*\d+ minutes\*\* · claims: .*C\d+.* · article: steps? \d", line), line
+    assert set(re.findall(r"\b[CPE]\d+\b", line)) <= IDS
+    objectives = bullets(section(path, "What you will be able to do"))
+    assert 3 <= len(objectives) <= 4
+    assert bullets(section(path, "What you need"))
+    assert len(bullets(section(path, "Key points"))) == len(objectives)
+    assert re.search(r"\]\(\S+\.ipynb\)", section(path, "What next"))
+
+
+@each_lesson
+def test_asks_before_it_tells(path: Path) -> None:
+    asking = [cell["source"] for cell in text_cells(path) if "**Predict.**" in cell["source"]]
+    assert len(asking) >= 2
+    for text in asking:
+        assert "<details><summary>Answer</summary>\n\n" in text  # the empty line: Markdown inside
+        assert text.count("<details>") == text.count("</details>")
+
+
+@each_lesson
+def test_speaks_english_below_the_summary(path: Path) -> None:
+    for cell in read(path)[1:]:
+        assert not re.search(r"[\u3000-\u9fff]", cell["source"]), cell["id"]
+
+
+@each_lesson
+def test_code_is_short_public_and_plain_python(path: Path) -> None:
+    lengths = []
+    for cell in code_cells(path):
+        lines = [line for line in cell["source"].splitlines() if line.strip()]
+        lengths.append(len(lines))
+        assert len(lines) <= 10, cell["id"]
+        assert max(map(len, lines)) <= 100, cell["id"]
+        for node in ast.walk(ast.parse(cell["source"])):  # a magic is no Python
+            if isinstance(node, ast.Attribute):
+                assert not node.attr.startswith("_"), f"{cell['id']}: {node.attr}"
+            if isinstance(node, ast.ImportFrom):
+                assert not any(name.name.startswith("_") for name in node.names), cell["id"]
+    assert statistics.median(lengths) <= 6
+    assert sum("assert " in cell["source"] for cell in code_cells(path)) >= 3
+
+
+@each_lesson
+def test_links_resolve(path: Path) -> None:
+    for cell in text_cells(path):
+        for target in re.findall(r"\]\(([^)\s]+)\)", cell["source"]):
+            if not target.startswith(("https://", "#")):
+                assert (NOTEBOOKS / target.partition("#")[0]).is_file(), f"{cell['id']}: {target}"
+
+
+def stored_texts(cell: dict[str, Any]) -> Iterator[str]:
+    for output in cell["outputs"]:
+        yield "".join(output.get("text", ""))
+        for kind, value in output.get("data", {}).items():
+            if not kind.startswith("image/"):
+                yield "".join(value)
+
+
+@each_lesson
+def test_stores_what_is_stable_and_nothing_else(path: Path) -> None:
+    """nbval never compares a cell without a count, so a marked cell must have one."""
+    assert path.stat().st_size <= MAX_BYTES
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    ids = [cell["id"] for cell in read(path)]
+    assert len(set(ids)) == len(ids)
+    marked = 0
+    for cell in code_cells(path):
+        tags = cell["metadata"].get("tags", [])
+        assert "NBVAL_" not in cell["source"], f"{cell['id']}: use the tag"
+        if MARK in tags:
+            marked += 1
+            assert cell["execution_count"], cell["id"]
+            assert cell["outputs"], cell["id"]
+        elif "figure" in tags:
+            kinds = [set(output["data"]) for output in cell["outputs"]]
+            assert kinds == [{"image/png", "text/plain"}], cell["id"]
+        else:
+            assert not cell["outputs"], f"{cell['id']}: run notebooks/refresh.py"
+            assert cell["execution_count"] is None, cell["id"]
+        for text in stored_texts(cell):
+            assert not ABSOLUTE.search(text), f"{cell['id']}: {text}"
+            assert not TIME.search(text), f"{cell['id']}: {text}"
+    assert marked >= 3
+    for cell in read(path):
+        assert not ABSOLUTE.search(cell["source"]), cell["id"]
+
+
+def test_linter_knows_times_and_absolute_paths() -> None:
+    for text in ("took 3 ms", "1.5s", "20 µs"):
+        assert TIME.search(text), text
+    for text in ("in /opt/x/bin", "PosixPath('/work/x')", "C:\\Users"):
+        assert ABSOLUTE.search(text), text
+    for text in ("602,112 bytes", "three seconds", "guest/src", "https://example.org/home/x"):
+        assert not TIME.search(text), text
+        assert not ABSOLUTE.search(text), text
+
+
+# --- what lessons are made of ---------------------------------------------------------------------
+
+
+def test_plots_can_be_read_without_seeing_them() -> None:
+    seen = Classification((Prediction("stop", 0.75, 9), Prediction("<b>", 0.25, 1)), 1, 1, 1, 1)
+    picture = np.zeros((32, 32, 3), np.uint8)
+    drawn = (
+        plots.data_flow(),
+        plots.one_call(),
+        plots.pictures([picture] * 7, list("abcdefg")),
+        plots.prediction(picture, seen),
+        plots.bars({"small": 1, "large": 1000}, title="sizes", log=True),
+        plots.memory_map(1 << 20, {"first": (0x100, 32), "last": (0xF0000, 0x10000)}),
+    )
+    for plot in drawn:
+        bundle = plot._repr_mimebundle_()
+        assert plot.png.startswith(b"\x89PNG")
+        assert len(plot.alt) > 20
+        assert f'alt="{plot.alt[:20]}' in bundle["text/html"]
+        assert "<table>" in bundle["text/html"]
+        assert str(plot.table) in bundle["text/plain"]
+        assert all(len(row) == len(plot.table.columns) for row in plot.table.rows)
+    assert "&lt;b&gt;" in drawn[3]._repr_mimebundle_()["text/html"]
+
+
+def test_excerpt_is_a_whole_item_with_its_comment() -> None:
+    alloc = excerpt("classify/src/abi.rs", "fn alloc(")
+    lines = alloc.text.splitlines()
+    assert lines[0].startswith("///")
+    assert lines[-1] == "}"
+    assert alloc.text.count("{") == alloc.text.count("}")
+    source = (ROOT / "guest" / alloc.path).read_text(encoding="utf-8").splitlines()
+    assert source[alloc.first_line - 1] == lines[0]
+    profile = excerpt("Cargo.toml", "[profile.release]").text
+    assert "strip = true" in profile
+    assert "[workspace]" not in profile
+    with pytest.raises(EdgelabError, match="no line with"):
+        excerpt("classify/src/abi.rs", "fn nobody(")
+
+
+@pytest.mark.skipif(find().kind == "prebuilt", reason="no Rust on this machine")
+def test_compile_rust_says_what_is_wrong() -> None:
+    with pytest.raises(BuildError, match=r"(?s)Mend what the compiler names.*src/lib\.rs:1"):
+        compile_rust("fn broken(")
+    with pytest.raises(BuildError, match="E1"):
+        compile_rust("", target="wasm64-unknown-unknown")
+
+
+def test_compile_rust_without_rust(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGELAB_TOOLCHAIN", "prebuilt")
+    with pytest.raises(ToolchainError, match="Cure"):
+        compile_rust("")
