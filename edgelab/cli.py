@@ -149,7 +149,7 @@ def _run(options: argparse.Namespace) -> int:
     print(f"   machine code: {code.artifact_bytes:,} bytes, {code.origin}, {code.load_ms:.1f} ms")
     print(f"   {pipeline.model!r}")
     image = options.image or example_image()
-    _say(f"3. Classify {image}")
+    _say(f"3. Classify {os.path.relpath(image)}")
     seen = pipeline.classify(image)
     for prediction in seen.top:
         print(f"   {prediction.probability:7.2%}  {prediction.label}")
