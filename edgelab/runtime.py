@@ -824,14 +824,13 @@ if hasattr(os, "register_at_fork"):
 
 
 # WASI preview 1: what to wait for, and what happened.
-_SUBSCRIPTION = np.dtype(
-    {
-        "names": ["userdata", "kind", "clock", "timeout_ns", "flags"],
-        "formats": ["<u8", "u1", "<u4", "<u8", "<u2"],
-        "offsets": [0, 8, 16, 24, 40],
-        "itemsize": 48,
-    }
-)
+_SUBSCRIPTION_LAYOUT: Any = {
+    "names": ["userdata", "kind", "clock", "timeout_ns", "flags"],
+    "formats": ["<u8", "u1", "<u4", "<u8", "<u2"],
+    "offsets": [0, 8, 16, 24, 40],
+    "itemsize": 48,
+}
+_SUBSCRIPTION = np.dtype(_SUBSCRIPTION_LAYOUT)
 _EVENT = np.dtype([("userdata", "<u8"), ("errno", "<u2"), ("kind", "u1"), ("rest", "V21")])
 _FAULT, _INVALID, _NOT_SUPPORTED = 21, 28, 58
 

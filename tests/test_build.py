@@ -15,7 +15,7 @@ from edgelab import build as build_module
 from edgelab import paths
 from edgelab.build import GUESTS, BuiltGuest, build, guest_path, ready_guest, source_hash
 from edgelab.errors import BuildError, ToolchainError
-from edgelab.toolchain import find
+from edgelab.toolchain import Toolchain, find
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,7 +67,7 @@ def make_workspace(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(rust: Toolchain, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a workspace whose guests are built, in a folder with a space and an umlaut."""
     workspace = make_workspace(tmp_path_factory.mktemp("build") / "ü b" / "guest")
     with pytest.MonkeyPatch.context() as patch:
@@ -181,6 +181,7 @@ def test_the_same_sources_give_the_same_bytes_anywhere(built: Path, tmp_path: Pa
         assert str(private).encode() not in wasm
 
 
+@pytest.mark.usefixtures("rust")
 def test_cargo_target_dir_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = make_workspace(tmp_path / "guest")
     monkeypatch.chdir(tmp_path)
@@ -190,6 +191,7 @@ def test_cargo_target_dir_is_respected(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (workspace / "target").exists()
 
 
+@pytest.mark.usefixtures("rust")
 def test_two_processes_build_at_once(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path / "guest")
     code = (
@@ -259,6 +261,7 @@ def test_a_lock_file_that_does_not_match(workspace: Path) -> None:
         build(["cli"], source=workspace)
 
 
+@pytest.mark.usefixtures("rust")
 def test_missing_crates_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = make_workspace(tmp_path / "guest")
     nowhere = "sparse+http://127.0.0.1:9/"

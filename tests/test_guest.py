@@ -1,7 +1,6 @@
 """The Rust side: its own tests natively and under Wasm, lints, sizes, and the shipped copies."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from edgelab.datasets import Signs
 from edgelab.models import load
 from edgelab.paths import PACKAGE, source_root
 from edgelab.runtime import Guest
-from edgelab.toolchain import TARGET, Toolchain, find
+from edgelab.toolchain import TARGET, Toolchain
 from edgelab.wasinn import WasiNN
 
 ROOT = source_root()
@@ -23,22 +22,12 @@ assert ROOT is not None, "these tests belong to a checkout"
 SOURCES = ROOT / "guest"
 
 
-@pytest.fixture(scope="module")
-def toolchain() -> Toolchain:
-    found = find(SOURCES)
-    if found.kind == "prebuilt":
-        if os.environ.get("CI"):
-            pytest.fail(f"CI builds from source, and no Rust was found: {found.tried}")
-        pytest.skip(f"no Rust that targets wasm32-wasip1 here: {found.tried}")
-    return found
-
-
-def cargo(toolchain: Toolchain, *arguments: str) -> str:
-    if toolchain.kind == "debootstrap":
-        done = toolchain.run(arguments, SOURCES, title=f"cargo {arguments[0]}")
+def cargo(rust: Toolchain, *arguments: str) -> str:
+    if rust.kind == "debootstrap":
+        done = rust.run(arguments, SOURCES, title=f"cargo {arguments[0]}")
     else:
         done = subprocess.run(
-            [*toolchain.cargo, *arguments], cwd=SOURCES, env=dict(toolchain.env),
+            [*rust.cargo, *arguments], cwd=SOURCES, env=dict(rust.env),
             capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 0, (done.stdout or "") + (done.stderr or "")
@@ -46,16 +35,16 @@ def cargo(toolchain: Toolchain, *arguments: str) -> str:
 
 
 @pytest.mark.timeout(900)
-def test_cargo_test_natively(toolchain: Toolchain) -> None:
-    assert "test result: ok" in cargo(toolchain, "test", "--locked", "--workspace", "--quiet")
+def test_cargo_test_natively(rust: Toolchain) -> None:
+    assert "test result: ok" in cargo(rust, "test", "--locked", "--workspace", "--quiet")
 
 
 @pytest.mark.timeout(900)
-def test_cargo_test_under_wasm(toolchain: Toolchain) -> None:
+def test_cargo_test_under_wasm(rust: Toolchain) -> None:
     # A list in TOML and not the variable CARGO_TARGET_..._RUNNER: a path may hold a space.
     runner = json.dumps([sys.executable, str(SOURCES / "wasm_runner.py")], ensure_ascii=False)
     target = ("--target", TARGET, "--config", f"target.{TARGET}.runner={runner}")
-    output = cargo(toolchain, "test", "--locked", "--quiet", "--release", *target)
+    output = cargo(rust, "test", "--locked", "--quiet", "--release", *target)
     assert "test result: ok" in output
 
 
@@ -67,14 +56,14 @@ COMPONENTS = {
 
 @pytest.mark.parametrize("component", COMPONENTS)
 @pytest.mark.timeout(600)
-def test_lint(toolchain: Toolchain, component: str) -> None:
+def test_lint(rust: Toolchain, component: str) -> None:
     probe = subprocess.run(
-        [*toolchain.cargo, component, "--version"], cwd=SOURCES, env=dict(toolchain.env),
+        [*rust.cargo, component, "--version"], cwd=SOURCES, env=dict(rust.env),
         capture_output=True, check=False,
     )  # fmt: skip
     if probe.returncode:
         pytest.skip(f"this Rust has no cargo {component}")
-    cargo(toolchain, *COMPONENTS[component])
+    cargo(rust, *COMPONENTS[component])
 
 
 def test_classify_is_at_most_150_kb() -> None:
@@ -95,7 +84,7 @@ def test_shipped_guests_are_built_from_these_sources() -> None:
     assert not stale, f"run: python -m edgelab.build --ship ({stale})"
 
 
-def test_shipped_guest_behaves_like_the_built_one(toolchain: Toolchain) -> None:
+def test_shipped_guest_behaves_like_the_built_one(rust: Toolchain) -> None:
     model = load("signs-tiny")
     both = []
     for path in (guest_path("classify").path, PACKAGE / "_prebuilt" / "classify.wasm"):

@@ -25,8 +25,17 @@ def run(*command: str, cwd: Path = ROOT) -> str:
 
 
 def tracked_files() -> list[Path]:
-    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+    """What is, or would be, committed; in an unpacked archive, all but what `make` makes."""
+    if (ROOT / ".git").exists():
+        listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+        return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+    made = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()}
+    ignored = {ROOT / name for name in made if "/" in name}
+    files = []
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [f for f in folders if f not in made and Path(folder, f) not in ignored]
+        files += [Path(folder, name) for name in names if not folder.endswith(".egg-info")]
+    return files
 
 
 @pytest.mark.parametrize("check", [("check", "."), ("format", "--check", ".")])

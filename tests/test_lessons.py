@@ -20,7 +20,6 @@ from edgelab import checks, plots
 from edgelab.errors import BuildError, EdgelabError, ToolchainError
 from edgelab.pipeline import Classification, Prediction
 from edgelab.snippet import compile_rust, excerpt
-from edgelab.toolchain import find
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -181,17 +180,30 @@ def assert_all_passed(done: subprocess.CompletedProcess[str], *paths: Path) -> N
     assert f"{cells} passed" in done.stdout, done.stdout[-2000:]
 
 
+def compiles_rust(path: Path) -> bool:
+    return "compile_rust" in path.read_text(encoding="utf-8")
+
+
 @each_lesson
-def test_lesson_runs(path: Path, tmp_path: Path) -> None:
-    """As it is stored (its marked cells give what they hold), and with its exercises tried."""
+def test_lesson_runs_as_it_is_stored(path: Path, tmp_path: Path) -> None:
+    """With its exercises unsolved; its marked cells give what they hold."""
+    assert_all_passed(run_notebooks(path, folder=tmp_path), path)
+
+
+@each_lesson
+def test_exercises_tell_wrong_answers_from_the_solution(
+    path: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if compiles_rust(path):
+        request.getfixturevalue("rust")  # some answers are Rust
     tried = tmp_path / f"{path.stem}_trial.ipynb"
     write(tried, trial(path))
-    assert_all_passed(run_notebooks(path, tried, folder=tmp_path), path, tried)
+    assert_all_passed(run_notebooks(tried, folder=tmp_path), tried)
 
 
 def test_lessons_run_without_rust(tmp_path: Path) -> None:
     """With the shipped guests, and WAT where a lesson compiles Rust."""
-    paths = [path for path in LESSONS if "compile_rust" in path.read_text(encoding="utf-8")]
+    paths = [path for path in LESSONS if compiles_rust(path)]
     assert paths
     done = run_notebooks(*paths, folder=tmp_path, EDGELAB_TOOLCHAIN="prebuilt")
     assert_all_passed(done, *paths)
@@ -420,7 +432,7 @@ def test_excerpt_is_a_whole_item_with_its_comment() -> None:
         excerpt("classify/src/abi.rs", "fn nobody(")
 
 
-@pytest.mark.skipif(find().kind == "prebuilt", reason="no Rust on this machine")
+@pytest.mark.usefixtures("rust")
 def test_compile_rust_says_what_is_wrong() -> None:
     with pytest.raises(BuildError, match=r"(?s)Mend what the compiler names.*src/lib\.rs:1"):
         compile_rust("fn broken(")

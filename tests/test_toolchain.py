@@ -159,6 +159,7 @@ def test_source_files(tmp_path: Path) -> None:
 # --- The ways, on this machine ---
 
 
+@pytest.mark.usefixtures("rust")
 def test_what_find_returns_can_run_cargo() -> None:
     found = find(GUEST)
     assert found.cargo, f"these tests need a Rust: {found.tried}"
@@ -219,6 +220,7 @@ def test_a_rust_without_the_target_names_e1(no_programs: Path) -> None:
 
 
 @posix
+@pytest.mark.usefixtures("rust")
 def test_a_second_rust_on_path_is_used_and_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +235,7 @@ def test_a_second_rust_on_path_is_used_and_noted(
     assert first_on_path == str(Path(found.cargo[0]).parent)
 
 
+@pytest.mark.usefixtures("rust")
 def test_the_users_rustflags_are_not_the_guests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUSTFLAGS", "-C target-cpu=native")
     monkeypatch.setenv("RUSTUP_UPDATE_ROOT", "kept")
