@@ -11,7 +11,7 @@ run: .venv/base.stamp ## the article's path end to end on the embedded model
 	$(PY) -m edgelab run
 
 lab: .venv/lab.stamp ## open the lessons in JupyterLab
-	$(PY) -m jupyterlab notebooks/00_start.ipynb
+	$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start.ipynb
 
 test: .venv/test.stamp ## everything: style, types, guests, package, lessons
 	$(PY) -m pytest

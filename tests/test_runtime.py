@@ -817,6 +817,14 @@ def test_imports_of_every_kind_are_listed() -> None:
     ]
 
 
+def test_a_reference_in_its_long_form_is_read() -> None:
+    """wasmtime takes this spelling of ``funcref``; its own assembler never writes it."""
+    wasm = bytes.fromhex(
+        "0061736d01000000 0107016002 6370 7f00 03020100 07050101660000 0a040102000b"
+    )
+    assert Guest(wasm, cache=False).exports == (("f", "(funcref, i32) -> ()"),)
+
+
 @pytest.mark.parametrize(
     "sections",
     [
