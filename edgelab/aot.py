@@ -26,7 +26,7 @@ from pathlib import Path
 
 import wasmtime
 
-from edgelab.errors import GuestError
+from edgelab.errors import GuestError, one_line
 from edgelab.paths import cache_dir, write_atomic
 
 _MAGIC = b"edgelab-aot-1\n"
@@ -199,7 +199,7 @@ def compile_module(
                 return Compiled(module, maker, "cache", _ms_since(start), len(code))
             except wasmtime.WasmtimeError as error:
                 warnings.warn(
-                    f"P5, E6: cached machine code does not fit this engine: {_one_line(error)}; "
+                    f"P5, E6: cached machine code does not fit this engine: {one_line(error)}; "
                     "compiling again",
                     stacklevel=2,
                 )
@@ -208,11 +208,11 @@ def compile_module(
     except wasmtime.WasmtimeError as error:
         if "native host" in str(error):
             raise GuestError(
-                f"P5, E10: {config} makes code that this machine can't run: {_one_line(error)}. "
+                f"P5, E10: {config} makes code that this machine can't run: {one_line(error)}. "
                 "Leave target and flags to EngineConfig(), which takes what this CPU has."
             ) from None
         raise GuestError(
-            f"E2: not a valid WebAssembly module ({_one_line(error)}). The file is damaged or "
+            f"E2: not a valid WebAssembly module ({one_line(error)}). The file is damaged or "
             "uses a feature that is switched off here. Build it again: python -m edgelab guest "
             "build"
         ) from None
@@ -238,10 +238,6 @@ def _check_header(wasm: bytes) -> None:
             "E7: this is a WebAssembly component, not a core module. It was built for "
             "wasm32-wasip2; build it with --target wasm32-wasip1."
         )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _ms_since(start: float) -> float:
@@ -274,6 +270,13 @@ def cpu_features() -> tuple[str, ...]:
         if key.strip() in ("flags", "Features"):
             return tuple(sorted(value.split()))
     return ()
+
+
+def available_cores() -> int:
+    """Number of cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class _Cache:

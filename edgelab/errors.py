@@ -38,3 +38,8 @@ class WasiNNError(EdgelabError):
 
 class DownloadError(EdgelabError):
     """A download failed, or its bytes are not the pinned ones."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return another library's message, fit to be quoted in ours: one line, 300 characters."""
+    return " ".join(str(error).split())[:300]

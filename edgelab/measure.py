@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgelab.aot import cpu_features
+from edgelab.aot import available_cores, cpu_features
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +162,9 @@ def fingerprint() -> Fingerprint:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Fingerprint(
         cpu=_cpu_name(),
-        cores=cores or 1,
+        cores=available_cores(),
         features=tuple(f for f in cpu_features() if f in _TELLING),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=sys.version.split()[0],

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgelab.errors import DownloadError, ModelError
+from edgelab.errors import DownloadError, ModelError, one_line
 from edgelab.paths import PACKAGE, cache_dir, source_root
 
 if sys.version_info >= (3, 11):
@@ -294,7 +294,7 @@ def download(entry: Mapping[str, Any], filename: str, *, progress: bool | None =
         try:
             return Path(source.fetch(filename, downloader=downloader))
         except (OSError, ValueError, DownloadError) as error:  # requests' are OSErrors
-            tried.append(f"{url}: {' '.join(str(error).split())[:300]}")
+            tried.append(f"{url}: {one_line(error)}")
     raise DownloadError(
         f"could not download {filename} ({entry['size_bytes']:,} bytes):\n  "
         + "\n  ".join(tried)

@@ -180,12 +180,7 @@ class Pipeline:
 def _require_fit(graph: Graph, spec: models.Spec) -> None:
     """Raise ModelError if what the model takes or gives is not what its spec says."""
     given = (1, 3, spec.crop, spec.crop)
-    fits = [
-        info.dtype == np.float32
-        and len(info.shape) == len(given)
-        and all(a == b or not isinstance(a, int) for a, b in zip(info.shape, given, strict=True))
-        for info in graph.inputs
-    ]
+    fits = [info.dtype == np.float32 and info.accepts(given) for info in graph.inputs]
     if fits != [True]:
         shapes = ", ".join(f"{info.dtype} {list(info.shape)}" for info in graph.inputs)
         raise ModelError(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelab.errors import GuestError, ModelError
+from edgelab.errors import GuestError, ModelError, one_line
 from edgelab.runtime import Instance
 from edgelab.wasinn.abi import (
     BUILDER,
@@ -352,7 +352,7 @@ _OUTPUT_DTYPES = frozenset(DTYPES.values())
 
 def _backend_failed(error: Exception) -> NNError:
     """Put whatever a backend's library raises into one line."""
-    return NNError(Errno.RUNTIME_ERROR, " ".join(str(error).split())[:300])
+    return NNError(Errno.RUNTIME_ERROR, one_line(error))
 
 
 def load_graph(
@@ -411,9 +411,7 @@ def _check_tensor(
         raise NNError(
             Errno.INVALID_ARGUMENT, f"input {info.name!r} is {info.dtype}, the tensor is {dtype}"
         )
-    if len(shape) != len(info.shape) or any(
-        want != got for want, got in zip(info.shape, shape, strict=True) if isinstance(want, int)
-    ):
+    if not info.accepts(shape):
         raise NNError(
             Errno.INVALID_ARGUMENT,
             f"input {info.name!r} has shape {list(info.shape)}, the tensor {list(shape)}. "

@@ -26,6 +26,13 @@ class TensorInfo:
     dtype: np.dtype[Any] | None
     shape: tuple[int | str | None, ...]
 
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        """Tell whether a tensor of `shape` fits: as many dimensions, the fixed ones equal."""
+        return len(shape) == len(self.shape) and all(
+            want == got or not isinstance(want, int)
+            for want, got in zip(self.shape, shape, strict=True)
+        )
+
 
 class Context(Protocol):
     """One execution in progress, used by one thread at a time."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelab.errors import ModelError
+from edgelab.aot import available_cores
+from edgelab.errors import ModelError, one_line
 from edgelab.wasinn.backends import TensorInfo
 
 _DTYPES = {
@@ -67,7 +67,7 @@ class OnnxGraph:
             self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         # The pybind module has a class for each status, none public; and a name may be no UTF-8.
         except Exception as error:
-            raise ModelError(f"E3: ONNX Runtime refused the model: {_short(error)}") from None
+            raise ModelError(f"E3: ONNX Runtime refused the model: {one_line(error)}") from None
         free = {d for i in self.inputs for d in i.shape if isinstance(d, str)}
         # The model says that its output shapes follow from its input shapes.
         self._fixed_outputs = all(
@@ -150,20 +150,9 @@ def session_options(threads: int | None = None) -> Any:
     return options
 
 
-def available_cores() -> int:
-    """Number of cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _info(value: Any) -> TensorInfo:
     kind = _DTYPES.get(value.type)
     return TensorInfo(value.name, None if kind is None else np.dtype(kind), tuple(value.shape))
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 # --- just enough protobuf to look before loading --------------------------------------------------
