@@ -1,6 +1,7 @@
 """The Rust side: its own tests natively and under Wasm, lints, sizes, and the shipped copies."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -62,7 +63,12 @@ def test_lint(rust: Toolchain, component: str) -> None:
         capture_output=True, check=False,
     )  # fmt: skip
     if probe.returncode:
-        pytest.skip(f"this Rust has no cargo {component}")
+        missing = f"this Rust has no cargo {component}"
+        if os.environ.get("CI"):
+            pytest.fail(
+                f"{missing}. Cure: rustup component add {component.replace('fmt', 'rustfmt')}"
+            )
+        pytest.skip(missing)
     cargo(rust, *COMPONENTS[component])
 
 
