@@ -124,6 +124,8 @@ class Guest:
 
     Attributes
     ----------
+    wasm : bytes
+        The module.
     imports : tuple of (str, str, str)
         Module, name, and what it must be: a function's signature, such as ``"(i32) -> (i64)"``, or
         ``"table"``, ``"memory"`` or ``"global"``.
@@ -161,6 +163,7 @@ class Guest:
                 ) from None
         if wasm[:4] != b"\0asm" and wasm.lstrip()[:1] == b"(":
             wasm = _assemble(wasm)
+        self.wasm = wasm
         self.config = config or DEFAULT_ENGINE
         if fuel:
             self.config = replace(self.config, fuel=True)

@@ -45,7 +45,7 @@ ONNX_TYPES = {
     np.dtype(np.int64): TensorProto.INT64,
 }
 
-OK, INVALID, ENCODING, MEMORY, _BUSY, RUNTIME, UNSUPPORTED, LARGE, NOT_FOUND = Errno
+OK, INVALID, ENCODING, MEMORY, _BUSY, RUNTIME, UNSUPPORTED, LARGE, NOT_FOUND, _END = Errno
 
 Value = tuple[str, int, Sequence[int | str | None]]
 

@@ -2,36 +2,45 @@
 
 A guest is not trusted. Each pointer and length is checked against the guest's memory before use (in
 Python integers, which can't wrap), each handle against the guest's own table, and everything that a
-guest can pile up has a limit. A wrong call gets an error code; it never traps and never raises.
+guest can pile up has a limit. A wrong call gets an error code of its own era; it never traps and
+never raises.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
+import math
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgelab.errors import GuestError, ModelError, one_line
-from edgelab.runtime import Instance
+from edgelab.runtime import Guest, Instance
 from edgelab.wasinn.abi import (
     BUILDER,
     DTYPES,
     MAX_DIMS,
     MODULE,
+    OLD_DTYPES,
     TENSOR,
     Encoding,
+    Era,
     Errno,
     NNError,
     Target,
 )
-from edgelab.wasinn.backends import Context, Graph, TensorInfo, sniff
+from edgelab.wasinn.backends import Context, Graph, TensorInfo, load_graph
+
+Source: TypeAlias = "bytes | str | Path | tuple[bytes | str | Path, ...]"
+Model: TypeAlias = "Graph | Source"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,7 @@ class _Execution:
     bound: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
     staged: dict[int, NDArray[Any]] = field(default_factory=dict)
     computed: bool = False
+    ended: bool = False  # compute_single gave what there is
 
 
 @dataclass(slots=True)
@@ -77,6 +87,7 @@ class _Guest:
     graphs: dict[int, Graph] = field(default_factory=dict)
     executions: dict[int, _Execution] = field(default_factory=dict)
     next_handle: int = 0
+    era: Era | None = None  # what its tensors told
 
 
 class WasiNN:
@@ -85,10 +96,17 @@ class WasiNN:
     Parameters
     ----------
     models : mapping of str to Graph, bytes, str or pathlib.Path, optional
-        Models that guests can load by name. Loaded on first use and shared by all instances.
+        Models that guests can load by name. Loaded on first use and shared by all instances. A
+        model of several parts is a tuple; beside ``x.xml`` (OpenVINO), ``x.bin`` is found.
     threads : int, optional
         Threads for one operator; the default is the number of cores that this process may use.
     limits : NNLimits, optional
+    era : Era, optional
+        Which codes the guests use. The default is to tell it for each guest: by the error names in
+        the module (`Era.of_module`), and by the bytes per element of its tensors, which differ
+        where the codes do. Only a guest of 2021 that prints no errors can't be told.
+    backend : {"onnxruntime", "openvino", "litert"}, optional
+        What runs a model that several backends can run; see `edgelab.wasinn.load_graph`.
 
     Notes
     -----
@@ -101,20 +119,25 @@ class WasiNN:
 
     def __init__(
         self,
-        models: Mapping[str, Graph | bytes | str | Path] | None = None,
+        models: Mapping[str, Model] | None = None,
         *,
         threads: int | None = None,
         limits: NNLimits | None = None,
+        era: Era | None = None,
+        backend: str | None = None,
     ) -> None:
-        self._named: dict[str, Graph | bytes | str | Path] = dict(models or {})
-        self._threads = threads
+        self._named: dict[str, Model] = dict(models or {})
+        self._threads, self._era, self._backend = threads, era, backend
+        self._module_eras: weakref.WeakKeyDictionary[Guest, Era | None] = (
+            weakref.WeakKeyDictionary()
+        )
         self._loading = threading.Lock()
         self.limits = limits or NNLimits()
         self.errors: deque[str] = deque(maxlen=32)
         """The last messages behind the error codes that guests got."""
 
     def functions(self) -> Mapping[str, tuple[str, Callable[..., int]]]:
-        """The preview-1 functions and ``unload``: all parameters are i32, all return an errno."""
+        """The preview-1 functions and WasmEdge's: parameters are i32, all return an errno."""
         return {
             name: (signature, self._answering(name, method))
             for name, signature, method in (
@@ -124,11 +147,15 @@ class WasiNN:
                 ("set_input", "iii->i", self._set_input),
                 ("compute", "i->i", self._compute),
                 ("get_output", "iiiii->i", self._get_output),
+                ("load_by_name_with_config", "iiiii->i", self._load_by_name_with_config),
                 ("unload", "i->i", self._unload),
+                ("compute_single", "i->i", self._compute_single),
+                ("get_output_single", "iiiii->i", self._get_output),
+                ("fini_single", "i->i", self._fini_single),
             )
         }
 
-    def add_model(self, name: str, model: Graph | bytes | str | Path) -> None:
+    def add_model(self, name: str, model: Model) -> None:
         """Let guests load a model by name; replaces the model that had this name."""
         self._named[name] = model
 
@@ -145,14 +172,19 @@ class WasiNN:
             if model is None:
                 known = ", ".join(sorted(self._named)) or "none"
                 raise ModelError(f"no model is named {name!r}; the host offers: {known}")
-            if isinstance(model, (bytes, str, Path)):
-                if not isinstance(model, bytes):
-                    try:
-                        model = Path(model).read_bytes()
-                    except OSError as error:
-                        raise ModelError(f"cannot read model {name!r}: {error}") from None
-                model = self._named[name] = load_graph(model, threads=self._threads)
+            if isinstance(model, (bytes, str, Path, tuple)):
+                model = self._named[name] = self._load_named(name, model, self._threads)
             return model
+
+    def _load_named(self, name: str, source: Source, threads: int | None) -> Graph:
+        parts = list(source) if isinstance(source, tuple) else [source]
+        if isinstance(source, (str, Path)) and Path(source).suffix == ".xml":
+            parts.append(Path(source).with_suffix(".bin"))
+        try:
+            data = [part if isinstance(part, bytes) else Path(part).read_bytes() for part in parts]
+        except OSError as error:
+            raise ModelError(f"cannot read model {name!r}: {error}") from None
+        return load_graph(*data, threads=threads, backend=self._backend)
 
     def _answering(self, name: str, method: Callable[..., None]) -> Callable[..., int]:
         def answer(instance: Instance, *arguments: int) -> int:
@@ -166,9 +198,20 @@ class WasiNN:
             except (ModelError, MemoryError) as error:
                 errno, message = Errno.RUNTIME_ERROR, str(error) or "out of memory"
             self.errors.append(f"{name}: {errno.name.lower()}: {message}")
-            return errno
+            return self._era_of(instance).code(errno)
 
         return answer
+
+    def _era_of(self, instance: Instance) -> Era:
+        """Return what is known about a guest's era; the newest if nothing is."""
+        if self._era is not None:
+            return self._era
+        return self._guest(instance).era or self._module_era(instance.guest) or Era.CRATE_0_6
+
+    def _module_era(self, guest: Guest) -> Era | None:
+        if guest not in self._module_eras:
+            self._module_eras[guest] = Era.of_module(guest.wasm)
+        return self._module_eras[guest]
 
     def _guest(self, instance: Instance) -> _Guest:
         guest: _Guest | None = instance.state.get(self)
@@ -195,7 +238,7 @@ class WasiNN:
     ) -> None:
         memory = instance.memory
         if encoding > max(Encoding):
-            raise NNError(Errno.INVALID_ENCODING, f"encoding {encoding} does not exist (0 to 5)")
+            raise NNError(Errno.INVALID_ENCODING, f"encoding {encoding} does not exist (0 to 11)")
         _check_target(target)
         if not 1 <= count <= 2:
             raise NNError(Errno.INVALID_ARGUMENT, f"a model has one or two parts, not {count}")
@@ -212,13 +255,53 @@ class WasiNN:
         def make() -> Graph:
             data = [memory.read(pointer, length) for pointer, length in parts]
             try:
-                return load_graph(*data, threads=self._threads, claimed=Encoding(encoding))
+                return load_graph(
+                    *data,
+                    threads=self._threads,
+                    claimed=Encoding(encoding),
+                    backend=self._backend,
+                )
             except ModelError as error:
                 raise NNError(Errno.INVALID_ENCODING, str(error)) from None
 
         self._add_graph(instance, make, out)
 
     def _load_by_name(self, instance: Instance, pointer: int, length: int, out: int) -> None:
+        name = self._name(instance, pointer, length)
+        self._add_graph(instance, lambda: self.graph(name), out)
+
+    def _load_by_name_with_config(
+        self, instance: Instance, name_at: int, name_size: int, text_at: int, size: int, out: int
+    ) -> None:
+        """WasmEdge's, with a JSON object whose keys depend on the backend; here ``threads``."""
+        name = self._name(instance, name_at, name_size)
+        if size > _MAX_CONFIG_BYTES:
+            raise NNError(
+                Errno.TOO_LARGE, f"a configuration of {size} bytes; {_MAX_CONFIG_BYTES} at most"
+            )
+        try:
+            config = json.loads(instance.memory.read(text_at, size) or b"{}")
+        except (ValueError, RecursionError) as error:
+            reason = f"the configuration is not JSON: {one_line(error)}"
+            raise NNError(Errno.INVALID_ARGUMENT, reason) from None
+        if not isinstance(config, dict):
+            raise NNError(Errno.INVALID_ARGUMENT, "the configuration is no JSON object")
+        threads = config.pop("threads", None)
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= _MAX_THREADS):
+            raise NNError(
+                Errno.INVALID_ARGUMENT, f"threads must be 1 to {_MAX_THREADS}, not {threads!r:.40}"
+            )
+        if config:
+            ignored = ", ".join(map(repr, sorted(config)))
+            self.errors.append(f"load_by_name_with_config: ignored: {ignored:.200}")
+        model = self._named[name]
+        if threads is None or not isinstance(model, (bytes, str, Path, tuple)):
+            self._add_graph(instance, lambda: self.graph(name), out)
+        else:
+            self._add_graph(instance, lambda: self._load_named(name, model, threads), out)
+
+    def _name(self, instance: Instance, pointer: int, length: int) -> str:
+        """Read a model's name, which must be one that the host offers."""
         if length > 4096:
             raise NNError(Errno.TOO_LARGE, f"a model name of {length} bytes; 4096 at most")
         try:
@@ -228,7 +311,7 @@ class WasiNN:
         if name not in self._named:
             known = ", ".join(sorted(self._named)) or "none"
             raise NNError(Errno.NOT_FOUND, f"no model is named {name!r}; there are: {known}")
-        self._add_graph(instance, lambda: self.graph(name), out)
+        return name
 
     def _unload(self, instance: Instance, handle: int) -> None:
         guest = self._guest(instance)
@@ -270,6 +353,7 @@ class WasiNN:
         if rank > MAX_DIMS:
             raise NNError(Errno.INVALID_ARGUMENT, f"{rank} dimensions; {MAX_DIMS} at most")
         dims = memory.read(dims_at, 4 * rank)
+        execution.ended = False
         if execution.bound.get(index) == (header, dims):
             if index in execution.staged:
                 self._stage(execution, index, memory.address(data_at, size))
@@ -280,10 +364,8 @@ class WasiNN:
                 Errno.INVALID_ARGUMENT, f"input {index} of a model with {len(inputs)} input(s)"
             )
         shape = tuple(int(d) for d in np.frombuffer(dims, "<u4"))
-        dtype = DTYPES.get(code)
-        if dtype is None:
-            raise NNError(Errno.INVALID_ARGUMENT, f"tensor type {code} does not exist (0 to 5)")
-        _check_tensor(inputs[index], shape, dtype, size)
+        dtype = self._dtype(instance, code, math.prod(shape), size, inputs[index].dtype)
+        _check_tensor(inputs[index], shape, dtype)  # EXPLAIN HOOK: a failure
         address = memory.address(data_at, size)
         execution.bound.pop(index, None)
         execution.staged.pop(index, None)
@@ -295,6 +377,40 @@ class WasiNN:
         except Exception as error:
             raise _backend_failed(error) from None
         execution.bound[index] = (header, dims)
+
+    def _dtype(
+        self, instance: Instance, code: int, count: int, size: int, wanted: np.dtype[Any] | None
+    ) -> np.dtype[Any]:
+        """Return what a guest means by a tensor type, which depends on its era.
+
+        Where the eras differ, so do the bytes per element; only an empty tensor tells nothing.
+        """
+        guest = self._guest(instance)
+        tables = (DTYPES, OLD_DTYPES) if self._era is None else (self._era.dtypes,)
+        meanings = [(table, dtype) for table in tables if (dtype := table.get(code))]
+        if not meanings:
+            raise NNError(Errno.INVALID_ARGUMENT, f"tensor type {code} does not exist (0 to 5)")
+        fitting = [meaning for meaning in meanings if count * meaning[1].itemsize == size]
+        if not fitting:
+            sizes = " or ".join(dict.fromkeys(f"{count * d.itemsize} ({d})" for _, d in meanings))
+            raise NNError(
+                Errno.INVALID_ARGUMENT,
+                f"a tensor of type {code} and {count} elements has {sizes} bytes, not {size}",
+            )
+        if len(fitting) > 1 and fitting[0][1] != fitting[1][1]:  # empty
+            known = guest.era and guest.era.dtypes
+            return next(
+                (dtype for table, dtype in fitting if known in (table, None) and dtype == wanted),
+                fitting[0][1],
+            )
+        table, dtype = fitting[0]
+        if DTYPES.get(code) != OLD_DTYPES.get(code):
+            if table is DTYPES:
+                guest.era = Era.CRATE_0_6
+            else:  # the module's words tell 0.5, whose errors are those of 0.6, from those before
+                told = self._module_era(instance.guest)
+                guest.era = Era.CRATE_0_5 if told is Era.CRATE_0_6 else told or Era.CRATE_0_4
+        return dtype
 
     @staticmethod
     def _stage(execution: _Execution, index: int, address: int) -> int:
@@ -314,7 +430,22 @@ class WasiNN:
             execution.context.compute()
         except Exception as error:
             raise _backend_failed(error) from None
-        execution.computed = True
+        execution.computed = True  # EXPLAIN HOOK: the first one
+
+    def _compute_single(self, instance: Instance, handle: int) -> None:
+        """WasmEdge's, for models that answer piece by piece. Those here have one piece."""
+        execution = self._execution(instance, handle)
+        if execution.ended:
+            raise NNError(Errno.END_OF_SEQUENCE, "this model gives one output for each input")
+        self._compute(instance, handle)
+        execution.ended = True
+
+    def _fini_single(self, instance: Instance, handle: int) -> None:
+        """WasmEdge's: forget the inputs and outputs of a context."""
+        execution = self._execution(instance, handle)
+        execution.bound.clear()
+        execution.staged.clear()
+        execution.computed = execution.ended = False
 
     def _get_output(
         self, instance: Instance, handle: int, index: int, buffer: int, room: int, written: int
@@ -348,41 +479,13 @@ class WasiNN:
 
 
 _OUTPUT_DTYPES = frozenset(DTYPES.values())
+_MAX_CONFIG_BYTES = 64 << 10
+_MAX_THREADS = 256
 
 
 def _backend_failed(error: Exception) -> NNError:
     """Put whatever a backend's library raises into one line."""
     return NNError(Errno.RUNTIME_ERROR, one_line(error))
-
-
-def load_graph(
-    *parts: bytes, threads: int | None = None, claimed: Encoding = Encoding.AUTODETECT
-) -> Graph:
-    """Load a model with the backend for its format.
-
-    Parameters
-    ----------
-    *parts : bytes
-        The model's files: one for ONNX.
-    threads : int, optional
-        Threads for one operator.
-    claimed : Encoding
-        What the guest says. The bytes decide; the claim is only named in the message (E3).
-
-    Raises
-    ------
-    ModelError
-        If no backend takes the format, or the model is damaged.
-    """
-    kind = sniff(parts[0])
-    if kind == "onnx" and len(parts) == 1:
-        from edgelab.wasinn.backends.onnx import OnnxGraph
-
-        return OnnxGraph(parts[0], threads)
-    raise ModelError(
-        f"E3: the guest says {claimed.name.lower()}, the {len(parts)} part(s) look like {kind}; "
-        "this host runs ONNX models of one part. Convert the model to ONNX."
-    )
 
 
 def _check_target(target: int) -> None:
@@ -395,18 +498,8 @@ def _check_target(target: int) -> None:
         )
 
 
-def _check_tensor(
-    info: TensorInfo, shape: tuple[int, ...], dtype: np.dtype[Any], size: int
-) -> None:
-    """Compare a tensor with its own length and with what the model wants."""
-    count = 1
-    for dimension in shape:
-        count *= dimension
-    if count * dtype.itemsize != size:
-        raise NNError(
-            Errno.INVALID_ARGUMENT,
-            f"a {dtype} tensor of shape {shape} has {count * dtype.itemsize} bytes, not {size}",
-        )
+def _check_tensor(info: TensorInfo, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Compare a tensor with what the model wants."""
     if info.dtype is None or dtype != info.dtype:  # NumPy takes None for float64
         raise NNError(
             Errno.INVALID_ARGUMENT, f"input {info.name!r} is {info.dtype}, the tensor is {dtype}"

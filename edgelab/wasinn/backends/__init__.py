@@ -8,6 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelab.errors import ModelError
+from edgelab.wasinn.abi import Encoding
+
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
@@ -54,9 +57,45 @@ class Graph(Protocol):
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    metadata: dict[str, str]
 
     def context(self) -> Context:
         """Prepare an execution."""
+
+
+def load_graph(
+    *parts: bytes,
+    threads: int | None = None,
+    claimed: Encoding = Encoding.AUTODETECT,
+    backend: str | None = None,
+) -> Graph:
+    """Load a model with the backend for its format.
+
+    Parameters
+    ----------
+    *parts : bytes
+        The model's files: one for ONNX.
+    threads : int, optional
+        Threads for one operator.
+    claimed : Encoding
+        What the guest says. The bytes decide; the claim is only named in the message (E3).
+    backend : str, optional
+        Which backend to prefer, where several run the format.
+
+    Raises
+    ------
+    ModelError
+        If no backend takes the format, or the model is damaged.
+    """
+    kind = sniff(parts[0])
+    if kind == "onnx" and len(parts) == 1:
+        from edgelab.wasinn.backends.onnx import OnnxGraph
+
+        return OnnxGraph(parts[0], threads)
+    raise ModelError(
+        f"E3: the guest says {claimed.name.lower()}, the {len(parts)} part(s) look like {kind}; "
+        "this host runs ONNX models of one part. Convert the model to ONNX."
+    )
 
 
 def sniff(data: bytes) -> str:
