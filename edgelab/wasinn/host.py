@@ -12,6 +12,7 @@ import ctypes
 import json
 import math
 import threading
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -38,6 +39,16 @@ from edgelab.wasinn.abi import (
     Target,
 )
 from edgelab.wasinn.backends import Context, Graph, TensorInfo, load_graph
+from edgelab.wasinn.explain import (
+    Expectation,
+    Explanation,
+    Finding,
+    LikelyMistake,
+    check_fit,
+    check_input,
+    check_output,
+    explain,
+)
 
 Source: TypeAlias = "bytes | str | Path | tuple[bytes | str | Path, ...]"
 Model: TypeAlias = "Graph | Source"
@@ -76,8 +87,14 @@ class _Execution:
     # passes the same buffer: then nothing has to be checked or bound again.
     bound: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
     staged: dict[int, NDArray[Any]] = field(default_factory=dict)
+    # Output index → the backend's array, its bytes, their number as the guest gets it.
+    outputs: dict[int, tuple[NDArray[Any] | None, memoryview, bytes]] = field(default_factory=dict)
     computed: bool = False
     ended: bool = False  # compute_single gave what there is
+    looked: bool = False  # for likely mistakes
+    # Input, shape and type of a tensor that did not fit, until another one is set.
+    refused: tuple[int, tuple[int, ...], np.dtype[Any]] | None = None
+    evidence: dict[int, float] = field(default_factory=dict)  # see `edgelab.wasinn.explain.ask`
 
 
 @dataclass(slots=True)
@@ -88,6 +105,8 @@ class _Guest:
     executions: dict[int, _Execution] = field(default_factory=dict)
     next_handle: int = 0
     era: Era | None = None  # what its tensors told
+    last: _Execution | None = None  # what `explain` is about
+    warned: set[tuple[int, str]] = field(default_factory=set)  # model and kind of mistake
 
 
 class WasiNN:
@@ -135,6 +154,8 @@ class WasiNN:
         self.limits = limits or NNLimits()
         self.errors: deque[str] = deque(maxlen=32)
         """The last messages behind the error codes that guests got."""
+        self.mistakes: deque[Finding] = deque(maxlen=32)
+        """The last likely mistakes that guests were warned of."""
 
     def functions(self) -> Mapping[str, tuple[str, Callable[..., int]]]:
         """The preview-1 functions and WasmEdge's: parameters are i32, all return an errno."""
@@ -353,7 +374,7 @@ class WasiNN:
         if rank > MAX_DIMS:
             raise NNError(Errno.INVALID_ARGUMENT, f"{rank} dimensions; {MAX_DIMS} at most")
         dims = memory.read(dims_at, 4 * rank)
-        execution.ended = False
+        execution.ended, execution.refused = False, None
         if execution.bound.get(index) == (header, dims):
             if index in execution.staged:
                 self._stage(execution, index, memory.address(data_at, size))
@@ -365,7 +386,12 @@ class WasiNN:
             )
         shape = tuple(int(d) for d in np.frombuffer(dims, "<u4"))
         dtype = self._dtype(instance, code, math.prod(shape), size, inputs[index].dtype)
-        _check_tensor(inputs[index], shape, dtype)  # EXPLAIN HOOK: a failure
+        if unfit := check_fit(inputs[index], shape, dtype):
+            execution.refused = index, shape, dtype
+            self._guest(instance).last = execution
+            if Expectation.from_metadata(execution.model.metadata):
+                self._warn(instance, execution, unfit)
+            raise NNError(Errno.INVALID_ARGUMENT, " ".join(f"{f.text}. {f.cure}." for f in unfit))
         address = memory.address(data_at, size)
         execution.bound.pop(index, None)
         execution.staged.pop(index, None)
@@ -430,7 +456,92 @@ class WasiNN:
             execution.context.compute()
         except Exception as error:
             raise _backend_failed(error) from None
-        execution.computed = True  # EXPLAIN HOOK: the first one
+        execution.computed = True
+        self._guest(instance).last = execution
+        if not execution.looked:
+            self._look(instance, execution)
+
+    def _look(self, instance: Instance, execution: _Execution) -> None:
+        """Look for likely mistakes after the first compute that has something to see."""
+        execution.looked = True
+        wants = Expectation.from_metadata(execution.model.metadata)
+        if wants is None or len(execution.model.inputs) != 1:
+            return
+        found = check_input(self._bound_tensor(instance, execution, 0), wants)
+        if found is None:
+            execution.looked = False
+            return
+        if execution.model.outputs:
+            found += check_output(execution.context.output(0), wants)
+        self._warn(instance, execution, found)
+
+    def _warn(
+        self, instance: Instance, execution: _Execution, findings: tuple[Finding, ...]
+    ) -> None:
+        """Warn, once for each model of a guest and kind of mistake."""
+        warned = self._guest(instance).warned
+        for finding in findings:
+            key = execution.graph, finding.kind
+            if key not in warned and len(warned) < _MAX_WARNED:
+                warned.add(key)
+                self.mistakes.append(finding)
+                name = execution.model.metadata.get("name", "")
+                warnings.warn(
+                    f"model {name!r:.80}: {finding} host.explain(instance) says more.",
+                    LikelyMistake,
+                    stacklevel=2,
+                )
+
+    @staticmethod
+    def _bound_tensor(instance: Instance, execution: _Execution, index: int) -> NDArray[Any]:
+        """View a tensor that was set, where it is now."""
+        header, dims = execution.bound[index]
+        shape = tuple(int(d) for d in np.frombuffer(dims, "<u4"))
+        if index in execution.staged:
+            return execution.staged[index].reshape(shape)
+        dtype = execution.model.inputs[index].dtype
+        assert dtype is not None  # or `check_fit` would have refused it
+        return instance.memory.array(TENSOR.unpack(header)[3], shape, dtype)
+
+    def explain(self, instance: Instance) -> Explanation:
+        """Say what a guest's model wants, what it got last, and what is likely wrong with that.
+
+        Parameters
+        ----------
+        instance : Instance
+            A guest that has set an input. What counts is its last ``compute``, or the last
+            ``set_input`` that failed after that.
+
+        Returns
+        -------
+        Explanation
+            Print it, or let a notebook show it.
+
+        Raises
+        ------
+        GuestError
+            If the guest has not come that far.
+
+        Notes
+        -----
+        Runs the model a few times, on copies. Each image explained in one context is kept as
+        evidence of whether red and blue are swapped, since one alone tells little.
+
+        The automatic warning (`LikelyMistake`) looks at the first image of each context, for a
+        fraction of a millisecond, and only if the model's metadata says what it wants. For a model
+        that says nothing, add that: ``host.graph(name).metadata.update(...)``, with the keys of
+        models/README.md.
+        """
+        execution = self._guest(instance).last
+        if execution is None:
+            raise GuestError("this guest has computed nothing yet, so there is nothing to explain")
+        return explain(
+            execution.model,
+            {k: np.array(self._bound_tensor(instance, execution, k)) for k in execution.bound},
+            execution.context.output(0) if execution.computed and execution.model.outputs else None,
+            execution.refused,
+            execution.evidence,
+        )
 
     def _compute_single(self, instance: Instance, handle: int) -> None:
         """WasmEdge's, for models that answer piece by piece. Those here have one piece."""
@@ -445,13 +556,14 @@ class WasiNN:
         execution = self._execution(instance, handle)
         execution.bound.clear()
         execution.staged.clear()
+        execution.outputs.clear()
         execution.computed = execution.ended = False
 
     def _get_output(
         self, instance: Instance, handle: int, index: int, buffer: int, room: int, written: int
     ) -> None:
         memory, execution = instance.memory, self._execution(instance, handle)
-        place = memory.address(buffer, room)
+        memory.address(buffer, room)
         if not execution.computed:
             raise NNError(Errno.INVALID_ARGUMENT, "get_output before a successful compute")
         outputs = execution.model.outputs
@@ -459,28 +571,38 @@ class WasiNN:
             raise NNError(
                 Errno.INVALID_ARGUMENT, f"output {index} of a model with {len(outputs)} output(s)"
             )
-        if outputs[index].dtype not in _OUTPUT_DTYPES:
-            raise NNError(
-                Errno.UNSUPPORTED_OPERATION,
-                f"output {outputs[index].name!r} has a type that WASI-NN can't name",
-            )
         array = execution.context.output(index)
-        if array.nbytes > 0xFFFFFFFF:
-            raise NNError(Errno.TOO_LARGE, f"an output of {array.nbytes:,} bytes")
-        memory.write(written, array.nbytes.to_bytes(4, "little"))
-        if array.nbytes > room:
-            raise NNError(
-                Errno.TOO_LARGE, f"the output has {array.nbytes} bytes, the buffer {room}"
-            )
-        ctypes.memmove(place, array.ctypes.data, array.nbytes)
+        known, data, size = execution.outputs.get(index, _NOTHING)
+        if array is not known:  # a backend may write to the same array each time
+            data = _as_bytes(array, outputs[index])
+            size = len(data).to_bytes(4, "little")
+            execution.outputs[index] = array, data, size
+        memory.write(written, size)
+        if len(data) > room:
+            raise NNError(Errno.TOO_LARGE, f"the output has {len(data)} bytes, the buffer {room}")
+        memory.write(buffer, data)
 
     def __repr__(self) -> str:
         return f"WasiNN(models={sorted(self._named)})"
 
 
 _OUTPUT_DTYPES = frozenset(DTYPES.values())
+_NOTHING: tuple[NDArray[Any] | None, memoryview, bytes] = (None, memoryview(b""), b"")
 _MAX_CONFIG_BYTES = 64 << 10
 _MAX_THREADS = 256
+_MAX_WARNED = 64  # a guest must not fill the host's log
+
+
+def _as_bytes(array: NDArray[Any], info: TensorInfo) -> memoryview:
+    """View an output as what goes to the guest."""
+    if info.dtype not in _OUTPUT_DTYPES:
+        raise NNError(
+            Errno.UNSUPPORTED_OPERATION,
+            f"output {info.name!r} has a type that WASI-NN can't name",
+        )
+    if array.nbytes > 0xFFFFFFFF:
+        raise NNError(Errno.TOO_LARGE, f"an output of {array.nbytes:,} bytes")
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _backend_failed(error: Exception) -> NNError:
@@ -495,18 +617,4 @@ def _check_target(target: int) -> None:
         raise NNError(
             Errno.UNSUPPORTED_OPERATION,
             f"target {Target(target).name.lower()} is not available; this host runs on the CPU",
-        )
-
-
-def _check_tensor(info: TensorInfo, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """Compare a tensor with what the model wants."""
-    if info.dtype is None or dtype != info.dtype:  # NumPy takes None for float64
-        raise NNError(
-            Errno.INVALID_ARGUMENT, f"input {info.name!r} is {info.dtype}, the tensor is {dtype}"
-        )
-    if not info.accepts(shape):
-        raise NNError(
-            Errno.INVALID_ARGUMENT,
-            f"input {info.name!r} has shape {list(info.shape)}, the tensor {list(shape)}. "
-            "Is it NHWC instead of NCHW?",
         )
