@@ -26,7 +26,7 @@ lessons: .venv/test.stamp ## run the notebooks and compare their checked cells
 	$(PY) -m pytest tests/test_lessons.py
 
 clean: ## remove everything that these targets made
-	rm -rf .venv guest/target guest/build bench dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv guest/target guest/*/target guest/build tests/guests/target bench dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find edgelab tests notebooks -name __pycache__ -prune -exec rm -rf {} +
 
 help: ## this list

@@ -16,17 +16,54 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgelab.errors import BuildError, EdgelabError
 from edgelab.paths import PACKAGE, locked, source_root, write_atomic
-from edgelab.toolchain import TARGET, Toolchain, find, say, source_files
+from edgelab.toolchain import MIN_RUST, TARGET, Toolchain, find, say, source_files
 
-GUESTS = ("classify", "classify_nn", "cli")
-"""The guests' names."""
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a guest is built.
+
+    Attributes
+    ----------
+    workspace : str
+        Its workspace, as a folder in ``guest``; empty for ``guest`` itself.
+    uses : tuple of str
+        What it takes from ``guest`` beside that: folders and files. They count as its sources.
+    min_rust : (int, int)
+        The oldest Rust that builds it.
+    shipped : bool
+        The package ships it, and it is built by default.
+    component : bool
+        What cargo makes is a core module, and the program ``componentize`` in its workspace makes a
+        component of it.
+    """
+
+    workspace: str = ""
+    uses: tuple[str, ...] = ()
+    min_rust: tuple[int, int] = MIN_RUST
+    shipped: bool = True
+    component: bool = False
+
+
+_CLASSIFY = ("Cargo.toml", "classify", "imgproc", "inference")  # the crate with its dependencies
+RECIPES = {
+    "classify": Recipe(),
+    "classify_nn": Recipe(),
+    "cli": Recipe(),
+    "classify_tract": Recipe("classify_tract", _CLASSIFY, (1, 91), shipped=False),
+    "component": Recipe("component", shipped=False, component=True),
+}
+"""The guests, by name."""
+
+GUESTS = tuple(name for name, recipe in RECIPES.items() if recipe.shipped)
+"""The names of those that the package ships."""
 
 FLAGS = ("build", "--release", "--locked", "--target", TARGET)
 """What cargo is called with. The rest is in the workspace's ``Cargo.toml``."""
@@ -67,7 +104,7 @@ class BuiltGuest:
     Attributes
     ----------
     name : str
-        One of `GUESTS`.
+        One of `RECIPES`.
     path : Path
         The .wasm file.
     size_bytes : int
@@ -100,15 +137,17 @@ class BuiltGuest:
         return f"<table>{''.join(cells)}</table>"
 
 
-def source_hash(source: Path) -> str:
-    """Return a hash of a workspace's sources.
+def source_hash(source: Path, name: str = "classify") -> str:
+    """Return a hash of what a guest is built from: its workspace, and what it uses beside it.
 
     Neither line ends nor times matter.
 
     Parameters
     ----------
     source : Path
-        The folder of the workspace.
+        The folder ``guest``.
+    name : str
+        One of `RECIPES`.
 
     Returns
     -------
@@ -117,7 +156,9 @@ def source_hash(source: Path) -> str:
         `edgelab.toolchain.source_files`.
     """
     total = hashlib.sha256()
-    files = {path.relative_to(source).as_posix(): path for path in source_files(source)}
+    parts = (source / part for part in (RECIPES[name].workspace, *RECIPES[name].uses))
+    found = (path for part in parts for path in (source_files(part) if part.is_dir() else [part]))
+    files = {path.relative_to(source).as_posix(): path for path in found}
     for relative, path in sorted(files.items()):
         content = path.read_bytes().replace(b"\r\n", b"\n")
         total.update(f"{relative}\0{len(content)}\0".encode())
@@ -128,12 +169,13 @@ def source_hash(source: Path) -> str:
 def guest_path(name: str) -> BuiltGuest:
     """Return a guest that is ready to run.
 
-    In a checkout it is built if its sources changed. In an installed wheel it is the shipped one.
+    In a checkout it is built if its sources changed: in less than a minute, or, for
+    ``classify_tract``, in some minutes. In an installed wheel it is the shipped one.
 
     Parameters
     ----------
     name : str
-        One of `GUESTS`.
+        One of `RECIPES`.
 
     Returns
     -------
@@ -143,7 +185,8 @@ def guest_path(name: str) -> BuiltGuest:
     Raises
     ------
     BuildError
-        The name is unknown, the build failed, or the shipped guest is missing, stale or damaged.
+        The name is unknown, the build failed, the Rust here is too old for this guest, or the
+        shipped guest is missing, stale or damaged.
     ToolchainError
         ``EDGELAB_TOOLCHAIN`` forces a toolchain that is impossible here.
     """
@@ -160,12 +203,13 @@ def ready_guest(name: str) -> BuiltGuest | None:
     Parameters
     ----------
     name : str
-        One of `GUESTS`.
+        One of `RECIPES`.
 
     Returns
     -------
     BuiltGuest or None
-        The guest; None in a checkout whose guest is not built or not up to date.
+        The guest; None in a checkout whose guest is not built or not up to date, and where it
+        would have to be shipped and is not.
 
     Raises
     ------
@@ -175,23 +219,23 @@ def ready_guest(name: str) -> BuiltGuest | None:
     _check_names([name])
     root = source_root()
     if root is None or os.environ.get("EDGELAB_TOOLCHAIN") == "prebuilt":
-        return _shipped(name)
-    return _up_to_date([name], root / "guest", source_hash(root / "guest")).get(name)
+        return _shipped(name) if RECIPES[name].shipped else None
+    return _up_to_date([name], root / "guest", _hashes([name], root / "guest")).get(name)
 
 
 def build(names: Iterable[str] = GUESTS, *, source: Path | None = None) -> dict[str, BuiltGuest]:
     """Build guests from their sources, unless they are up to date.
 
-    Each is copied to ``build/NAME.wasm`` in the workspace, with its provenance in
+    Each is copied to ``build/NAME.wasm`` in `source`, with its provenance in
     ``build/NAME.json``. Without a Rust, the shipped guest is copied there, if it was built from
     exactly these sources.
 
     Parameters
     ----------
     names : iterable of str
-        The guests.
+        The guests. Default: those that the package ships.
     source : Path, optional
-        The folder of the workspace. Default: ``guest`` of this checkout.
+        The folder of the workspaces. Default: ``guest`` of this checkout.
 
     Returns
     -------
@@ -202,7 +246,7 @@ def build(names: Iterable[str] = GUESTS, *, source: Path | None = None) -> dict[
     ------
     BuildError
         A name is unknown, there are no sources, cargo failed (the message ends with its last
-        lines), or there is no Rust and the shipped guest is stale.
+        lines), the Rust here is too old, or there is no Rust and the shipped guest is stale.
     ToolchainError
         ``EDGELAB_TOOLCHAIN`` forces a toolchain that is impossible here.
 
@@ -221,8 +265,6 @@ def build(names: Iterable[str] = GUESTS, *, source: Path | None = None) -> dict[
                 "build. Cure: use edgelab.build.guest_path(), or run in a checkout of the project."
             )
         source = root / "guest"
-    if not (source / "Cargo.toml").is_file():
-        raise BuildError(f"{source} is no Rust workspace: it holds no Cargo.toml.")
     return _make(names, source.absolute(), retry=True)
 
 
@@ -273,8 +315,8 @@ def _json(value: object) -> bytes:
 
 def _check_names(names: Sequence[str]) -> None:
     for name in names:
-        if name not in GUESTS:
-            raise BuildError(f"There is no guest {name!r}. The guests are {', '.join(GUESTS)}.")
+        if name not in RECIPES:
+            raise BuildError(f"There is no guest {name!r}. The guests are {', '.join(RECIPES)}.")
 
 
 def _load(name: str, wasm: Path, facts: Any) -> BuiltGuest:
@@ -293,8 +335,17 @@ def _load(name: str, wasm: Path, facts: Any) -> BuiltGuest:
     return BuiltGuest(name, wasm, len(content), sha256, provenance)
 
 
-def _up_to_date(names: Sequence[str], source: Path, sources: str) -> dict[str, BuiltGuest]:
-    """Return those guests in the workspace's ``build`` folder that need no new build."""
+def _hashes(names: Iterable[str], source: Path) -> dict[str, str]:
+    for folder in {source / RECIPES[name].workspace for name in names}:
+        if not (folder / "Cargo.toml").is_file():
+            raise BuildError(f"{folder} is no Rust workspace: it holds no Cargo.toml.")
+    return {name: source_hash(source, name) for name in names}
+
+
+def _up_to_date(
+    names: Sequence[str], source: Path, sources: Mapping[str, str]
+) -> dict[str, BuiltGuest]:
+    """Return those guests in the ``build`` folder that need no new build."""
     forced = os.environ.get("EDGELAB_TOOLCHAIN")
     found = {}
     for name in names:
@@ -304,7 +355,7 @@ def _up_to_date(names: Sequence[str], source: Path, sources: str) -> dict[str, B
         except (OSError, ValueError):  # missing, half written, or changed by hand
             continue
         made = guest.provenance
-        same = (made.source_hash, made.flags) == (sources, FLAGS)
+        same = (made.source_hash, made.flags) == (sources[name], FLAGS)
         if same and (not forced or made.toolchain == forced):
             found[name] = guest
     return found
@@ -315,9 +366,9 @@ def _make(names: Sequence[str], source: Path, *, retry: bool) -> dict[str, Built
 
     With `retry`, a Rust is looked for again where the shipped guest took its place.
     """
-    sources = source_hash(source)
+    sources = _hashes(names, source)
     if os.environ.get("EDGELAB_TOOLCHAIN") == "prebuilt":
-        return {name: _warn_if_stale(_shipped(name), sources) for name in names}
+        return {name: _warn_if_stale(_shipped(name), sources[name]) for name in names}
 
     def ready() -> dict[str, BuiltGuest]:
         found = _up_to_date(names, source, sources)
@@ -335,7 +386,9 @@ def _make(names: Sequence[str], source: Path, *, retry: bool) -> dict[str, Built
         with locked(folder / ".lock"):
             guests = ready()  # another process may have built them meanwhile
             missing = [name for name in names if name not in guests]
-            guests |= _build(missing, source, sources) if missing else {}
+            for workspace in dict.fromkeys(RECIPES[name].workspace for name in missing):
+                group = [name for name in missing if RECIPES[name].workspace == workspace]
+                guests |= _build(group, source, sources)
             return {name: guests[name] for name in names}
     except OSError as error:
         raise BuildError(
@@ -345,6 +398,11 @@ def _make(names: Sequence[str], source: Path, *, retry: bool) -> dict[str, Built
 
 
 def _shipped(name: str) -> BuiltGuest:
+    if not RECIPES[name].shipped:
+        raise BuildError(
+            f"The package does not ship the guest {name!r}. Cure: in a checkout, "
+            f"without EDGELAB_TOOLCHAIN, run `python -m edgelab guest build {name}`."
+        )
     wasm = _SHIPPED / f"{name}.wasm"
     try:
         manifest = json.loads((_SHIPPED / "manifest.json").read_bytes())
@@ -372,17 +430,21 @@ def _warn_if_stale(guest: BuiltGuest, sources: str) -> BuiltGuest:
     return guest
 
 
-def _build(names: Sequence[str], source: Path, sources: str) -> dict[str, BuiltGuest]:
-    toolchain = find(source)
+def _build(names: Sequence[str], source: Path, sources: Mapping[str, str]) -> dict[str, BuiltGuest]:
+    """Build guests of one workspace."""
+    workspace = source / RECIPES[names[0]].workspace
+    toolchain = _separate(find(workspace), names[0])
+    for name in names:
+        _require_rust(name, toolchain)
     say(f"building {', '.join(names)} with Rust {toolchain}")
     for kind, why_not in toolchain.tried:
         say(f"  (not {kind}: {why_not})")
-    failed_fetch = _fetch(source, toolchain) if toolchain.cargo else ""
+    failed_fetch = _fetch(workspace, toolchain) if toolchain.cargo else ""
     built = {}
     for name in names:
         if toolchain.kind == "prebuilt":
             guest = _shipped(name)
-            if message := _stale(guest, sources):
+            if message := _stale(guest, sources[name]):
                 reasons = " ".join(f"{kind}: {why_not}" for kind, why_not in toolchain.tried)
                 raise BuildError(
                     f"{message} It is not used, and there is no Rust to build with. {reasons} "
@@ -390,8 +452,8 @@ def _build(names: Sequence[str], source: Path, sources: str) -> dict[str, BuiltG
                 )
             wasm, made = guest.path.read_bytes(), guest.provenance
         else:
-            wasm = _cargo_build(name, source, toolchain, failed_fetch)
-            made = Provenance(toolchain.kind, toolchain.rustc, FLAGS, sources)
+            wasm = _cargo_build(name, workspace, toolchain, failed_fetch)
+            made = Provenance(toolchain.kind, toolchain.rustc, FLAGS, sources[name])
         path = source / "build" / f"{name}.wasm"
         sha256 = hashlib.sha256(wasm).hexdigest()
         write_atomic(path, wasm)
@@ -399,6 +461,39 @@ def _build(names: Sequence[str], source: Path, sources: str) -> dict[str, BuiltG
         write_atomic(path.with_suffix(".json"), _json(facts))
         built[name] = BuiltGuest(name, path, len(wasm), sha256, made)
     return built
+
+
+def _separate(toolchain: Toolchain, name: str) -> Toolchain:
+    """Keep a workspace's files apart where the user has one target folder for everything.
+
+    cargo gives a crate's .wasm one name, whatever the flags: ``classify`` as another workspace
+    builds it would take the place of our own.
+    """
+    shared, workspace = toolchain.env.get("CARGO_TARGET_DIR"), RECIPES[name].workspace
+    if not shared or not workspace:
+        return toolchain
+    own = str(Path(shared, workspace))
+    return replace(toolchain, env={**toolchain.env, "CARGO_TARGET_DIR": own})
+
+
+def _require_rust(name: str, toolchain: Toolchain) -> None:
+    recipe = RECIPES[name]
+    wanted = ".".join(map(str, recipe.min_rust))
+    if toolchain.kind == "prebuilt":
+        if recipe.shipped:
+            return
+        reasons = " ".join(f"{kind}: {why_not}" for kind, why_not in toolchain.tried)
+        raise BuildError(
+            f"The guest {name!r} needs Rust {wanted} or newer, and there is none. {reasons} (The "
+            "package does not ship this guest.)"
+        )
+    number = re.match(r"rustc (\d+)\.(\d+)", toolchain.rustc)
+    if number is None or (int(number[1]), int(number[2])) < recipe.min_rust:
+        raise BuildError(
+            f"The guest {name!r} needs Rust {wanted} or newer, and here is {toolchain.rustc} "
+            f"({toolchain.kind}). Cure: rustup update stable, or install Rust from rustup.rs. The "
+            "other guests can be built with what is here."
+        )
 
 
 def _fetch(source: Path, toolchain: Toolchain) -> str:
@@ -419,6 +514,8 @@ def _cargo_build(name: str, source: Path, toolchain: Toolchain, failed_fetch: st
     registry = toolchain.cargo_home() / "registry" / "src"
     seen = toolchain.root / registry.relative_to("/") if toolchain.root else registry
     remaps = [f"--remap-path-prefix={registry / index.name}=crates" for index in seen.glob("*")]
+    if RECIPES[name].uses:  # crates outside of the workspace have absolute paths
+        remaps.append(f"--remap-path-prefix={source.parent}=guest")
     flags = json.dumps(sorted(remaps), ensure_ascii=False)  # also a TOML array
     config = ["--config", f"target.{TARGET}.rustflags={flags}"]
     # Fetching also wants what only tests need, so the build may work all the same.
@@ -430,6 +527,14 @@ def _cargo_build(name: str, source: Path, toolchain: Toolchain, failed_fetch: st
             _explain(name, failed_fetch if "--offline" in done.stdout else done.stdout)
         )
     wasm = toolchain.target_dir(source) / TARGET / "release" / f"{name}.wasm"
+    if RECIPES[name].component:
+        module, wasm = wasm, wasm.with_name(f"{name}.component.wasm")
+        root = toolchain.root  # what cargo sees as /
+        paths = (str(Path("/", p.relative_to(root)) if root else p) for p in (module, wasm))
+        program = ["run", "--locked", *offline, "--package", "componentize", "--", *paths]
+        done = toolchain.run(program, source, title=f"componentize makes a component of {name}")
+        if done.returncode:
+            raise BuildError(_explain(name, done.stdout))
     try:
         return wasm.read_bytes()
     except OSError as error:
@@ -444,11 +549,11 @@ _KNOWN = {
         f"Rust has no standard library for {TARGET} (E1, P1). Cure: rustup target add {TARGET}."
     ),
     r"--locked was passed|lock file .* needs to be updated": (
-        "Cargo.lock does not match a Cargo.toml. Cure: run `cargo update --workspace` in guest/."
+        "Cargo.lock does not match a Cargo.toml. Cure: run `cargo update --workspace` in {folder}."
     ),
     r"failed to download|[Cc]ould(n't| not) (resolve|connect)|network failure": (
         "Crates are missing and the network does not answer. Cure: connect once and run "
-        "`cargo fetch --locked` in guest/; later builds need no network."
+        "`cargo fetch --locked` in {folder}; later builds need no network."
     ),
     r"linker `[^`]+` not found": "A linker is missing. Cure: sudo apt-get install gcc lld.",
     r"requires rustc|is not supported by the following package": (
@@ -465,6 +570,7 @@ def _explain(name: str, output: str) -> str:
     first = next(errors, max(0, len(lines) - 40))
     causes = [cause for pattern, cause in _KNOWN.items() if re.search(pattern, output)]
     likely = causes[0] if causes else "Cure: mend what the compiler names below."
+    likely = likely.format(folder=f"guest/{RECIPES[name].workspace}")
     return f"cargo could not build the guest {name!r}. {likely}\n" + "\n".join(
         lines[first : first + 40]
     )
@@ -486,7 +592,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m edgelab.build", description="Build the guests."
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(GUESTS)} [all]")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(RECIPES)} [{', '.join(GUESTS)}]"
+    )
     parser.add_argument("--ship", action="store_true", help="renew the guests in the package")
     options = parser.parse_args(arguments)
     try:

@@ -8,6 +8,7 @@ once, here, and every argument is packed to it.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import math
 import os
@@ -28,9 +29,10 @@ import wasmtime
 from numpy.typing import DTypeLike, NDArray
 from wasmtime import _ffi as ffi
 
-from edgelab.aot import DEFAULT_ENGINE, Compiled, EngineConfig, compile_module
+from edgelab.aot import DEFAULT_ENGINE, Compiled, EngineConfig, compile_module, load_artifact
 from edgelab.errors import GuestError, LimitError
-from edgelab.wasm import Signature, interface
+from edgelab.imports import explain_imports
+from edgelab.wasm import Signature
 
 _TICK_S = 0.02  # how often a running guest looks at the clock, and at Ctrl-C
 _RAW_BYTES = ctypes.sizeof(ffi.wasmtime_val_raw_t)
@@ -48,10 +50,15 @@ _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_size_t
 _invoke = ctypes.CFUNCTYPE(_POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _POINTER)(
     ("wasmtime_func_call_unchecked", ffi.dll)
 )
-_set_deadline = ctypes.CFUNCTYPE(None, _POINTER, ctypes.c_uint64)(
+# PYFUNCTYPE keeps the interpreter lock, which is right for calls that return at once.
+_set_deadline = ctypes.PYFUNCTYPE(None, _POINTER, ctypes.c_uint64)(
     ("wasmtime_context_set_epoch_deadline", ffi.dll)
 )
-_memory_size = ctypes.CFUNCTYPE(_SIZE, _POINTER, _POINTER)(("wasmtime_memory_data_size", ffi.dll))
+_memory_size = ctypes.PYFUNCTYPE(_SIZE, _POINTER, _POINTER)(("wasmtime_memory_data_size", ffi.dll))
+_TEXT = ctypes.c_char_p
+_define_function = ctypes.PYFUNCTYPE(
+    _POINTER, _POINTER, _TEXT, _SIZE, _TEXT, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER
+)(("wasmtime_linker_define_func_unchecked", ffi.dll))
 _ERROR, _TRAP = ctypes.POINTER(ffi.wasmtime_error_t), ctypes.POINTER(ffi.wasm_trap_t)
 _SIGNALS: Any = importlib.import_module("_signal")
 _SIGINT = int(signal.SIGINT)
@@ -91,6 +98,9 @@ class Limits:
             raise ValueError(f"{self} is impossible: the counts go from 0 to 2**63 - 1")
 
 
+_DEFAULT_LIMITS = Limits()
+
+
 class HostModule(Protocol):
     """A set of host functions that guests can import, such as `edgelab.wasinn.WasiNN`."""
 
@@ -112,7 +122,7 @@ class Guest:
     Parameters
     ----------
     wasm : bytes, str or pathlib.Path
-        The module, or a path to it.
+        The module, or a path to it; or machine code that `edgelab.aot.Compiled.save` wrote.
     host : iterable of HostModule
         Host functions beside WASI preview 1, which is always there (with nothing pre-opened).
     fuel : bool
@@ -135,7 +145,8 @@ class Guest:
     Raises
     ------
     GuestError
-        If the module is invalid (E2), or imports what no host provides (P3, E5, E7).
+        If the module is invalid (E2), or imports what no host provides (P3, E5, E7); or if machine
+        code is not for this machine (P5, E6, E10), or not saved by this user on it.
 
     Examples
     --------
@@ -167,9 +178,18 @@ class Guest:
         self.config = config or DEFAULT_ENGINE
         if fuel:
             self.config = replace(self.config, fuel=True)
-        self.compiled: Compiled = compile_module(wasm, self.config, cache=cache)
+        if wasm[:4] == b"\x7fELF":
+            self.compiled: Compiled = load_artifact(wasm)
+            if (config or fuel) and self.config != self.compiled.config:
+                raise GuestError(
+                    f"E6: this machine code was made with {self.compiled.config}, and what is "
+                    f"wanted is {self.config}. Take the .wasm file instead."
+                )
+            self.config = self.compiled.config
+        else:
+            self.compiled = compile_module(wasm, self.config, cache=cache)
         self.host = tuple(host)
-        found = interface(wasm)
+        found = self.compiled.interface
         self.imports = tuple((module, name, str(kind)) for module, name, kind in found.imports)
         self.exports = tuple((name, str(kind)) for name, kind in found.exports.items())
         self._exports = found.exports
@@ -182,14 +202,22 @@ class Guest:
     def _link(self) -> wasmtime.InstancePre:
         linker = wasmtime.Linker(self.compiled.engine)
         linker.define_wasi()
-        linker.allow_shadowing = True
-        self._define(linker, _WASI, "poll_oneoff", "iiii->i", _poll_oneoff)
-        linker.allow_shadowing = False
-        provided = set()
+        # Most time goes into definitions, so what is not imported gets none.
+        imported = {(module, name) for module, name, _ in self.imports}
+        if (_WASI, "poll_oneoff") in imported:
+            linker.allow_shadowing = True
+            self._define(linker, _WASI, "poll_oneoff", "iiii->i", _poll_oneoff)
+            linker.allow_shadowing = False
+        provided: dict[tuple[str, str], str] = {}
         for module in self.host:
             for name, (signature, function) in module.functions().items():
-                self._define(linker, module.name, name, signature, function)
-                provided.add((module.name, name))
+                _, text = _function_type(self.compiled.engine, signature)
+                known = (module.name, name)
+                if known in provided:
+                    raise GuestError(f"the host can't provide {module.name}::{name} twice")
+                provided[known] = text
+                if known in imported or module.name == _WASI:
+                    self._define(linker, module.name, name, signature, function)
         self._require_imports(provided)
         try:
             return linker.instantiate_pre(self.compiled.module)
@@ -199,31 +227,9 @@ class Guest:
                 "agree on the function's name and signature; rebuild the guest against this ABI."
             ) from None
 
-    def _require_imports(self, provided: set[tuple[str, str]]) -> None:
-        missing = [
-            (module, name)
-            for module, name, _ in self.imports
-            if (module, name) not in provided and module != _WASI
-        ]
-        if not missing:
-            return
-        names = ", ".join(f"{module}::{name}" for module, name in missing[:5])
-        modules = {module for module, _ in missing}
-        if "wasi_ephemeral_nn" in modules:
-            cause = (
-                "P3: the guest wants WASI-NN and the host does not provide (all of) it. "
-                "Pass host=[edgelab.wasinn.WasiNN()]."
-            )
-        elif any(module.startswith(("wasi:", "wasi_unstable")) for module in modules):
-            cause = "E7: built for another WASI; build it with --target wasm32-wasip1."
-        elif any("wbindgen" in module for module in modules):
-            cause = "E7: built for a browser by wasm-bindgen; build it with --target wasm32-wasip1."
-        else:
-            cause = (
-                "E5: undefined symbols. If it is your own extern function, link its definition or "
-                "pass a host module that provides it."
-            )
-        raise GuestError(f"the guest imports {names}, which nobody provides. {cause}")
+    def _require_imports(self, provided: Mapping[tuple[str, str], str]) -> None:
+        if problems := explain_imports(self.imports, provided):
+            raise GuestError(" ".join(str(problem) for problem in problems))
 
     def _define(
         self,
@@ -234,48 +240,37 @@ class Guest:
         function: Callable[..., int],
     ) -> None:
         """Define a host function behind wasmtime's unchecked trampoline (3 us instead of 10)."""
+        kind, _ = _function_type(self.compiled.engine, signature)
         parameters, _, result = signature.partition("->")
-        if set(parameters + result) - {"i"} or len(result) > 1:
-            raise ValueError(f"{module}::{name}: a signature is like 'ii->i', not {signature!r}")
-        unpack = struct.Struct("<" + "I12x" * len(parameters)).unpack
-        length = _RAW_BYTES * len(parameters)
+        words = _RAW_BYTES // 4
+        end = words * len(parameters)
+        raw = ctypes.c_uint32 * max(end, words)
 
         def trampoline(_env: int, _caller: int, slots: int, _count: int) -> int:
-            instance: Instance | None = None
+            instance: Sandbox | None = None
             try:
                 thread = _local.thread
                 instance = thread.instance
-                arguments = unpack(ctypes.string_at(slots, length))
+                values = raw.from_address(slots)
                 try:
                     thread.in_host = True
-                    value = function(instance, *arguments)
+                    value = function(instance, *values[0:end:words])
                 finally:
                     thread.in_host = False
                 if result:
-                    ctypes.c_uint64.from_address(slots).value = value & 0xFFFFFFFF
+                    values[0] = value & 0xFFFFFFFF
                 return 0
             except BaseException as error:  # must not unwind into Rust
                 return _stop(instance, error, ffi.wasmtime_trap_new(b"host function", 13))
 
         callback = _HostCallback(trampoline)
         self._callbacks.append(callback)
-        kind = wasmtime.FuncType(
-            [wasmtime.ValType.i32()] * len(parameters), [wasmtime.ValType.i32()] * len(result)
-        )
-        module_name, function_name = module.encode(), name.encode()
-        error = ffi.wasmtime_linker_define_func_unchecked(
-            linker.ptr(),
-            ctypes.create_string_buffer(module_name),
-            len(module_name),
-            ctypes.create_string_buffer(function_name),
-            len(function_name),
-            kind.ptr(),
-            ctypes.cast(callback, ffi.wasmtime_func_unchecked_callback_t),
-            None,
-            _NO_FINALIZER,
+        where, what = module.encode(), name.encode()
+        error = _define_function(
+            linker.ptr(), where, len(where), what, len(what), kind.ptr(), callback, None, None
         )
         if error:
-            reason = wasmtime.WasmtimeError._from_ptr(error)
+            reason = wasmtime.WasmtimeError._from_ptr(ctypes.cast(error, _ERROR))
             raise GuestError(f"the host can't provide {module}::{name}: {reason}")
 
     def instantiate(
@@ -310,7 +305,7 @@ class Guest:
         ValueError
             If an argument, a variable or a path has a NUL character.
         """
-        return Instance(self, limits or Limits(), args, env or {}, stdin, dirs or {})
+        return Instance(self, limits or _DEFAULT_LIMITS, args, env or {}, stdin, dirs or {})
 
     def __repr__(self) -> str:
         return (
@@ -326,7 +321,7 @@ class Memory:
     view stays valid when the memory grows; and a view keeps the memory alive.
     """
 
-    __slots__ = ("_address_space", "_bytes", "_context", "_memory", "base")
+    __slots__ = ("_address_space", "_bytes", "_context", "_known_size", "_memory", "base")
 
     def __init__(self, store: wasmtime.Store, memory: ffi.wasmtime_memory_t) -> None:
         self._context = _address(store._context())
@@ -336,7 +331,8 @@ class Memory:
         # All that the memory can ever grow to. Views are cut from it after a check of today's size.
         self._address_space = _AddressSpace.from_address(self.base)
         self._address_space.store = store  # which views thus keep alive
-        self._bytes = memoryview(self._address_space)
+        self._bytes = memoryview(self._address_space).cast("B")
+        self._known_size = len(self)
 
     def __len__(self) -> int:
         """Size in bytes, now."""
@@ -353,10 +349,13 @@ class Memory:
         """
         # As Python integers, which do not wrap: NumPy's do.
         pointer, size_bytes = index(pointer), index(size_bytes)
-        if pointer < 0 or size_bytes < 0 or pointer + size_bytes > len(self):
+        end = pointer + size_bytes
+        if end > self._known_size:  # a memory never shrinks, so it is enough to look when needed
+            self._known_size = len(self)
+        if pointer < 0 or size_bytes < 0 or end > self._known_size:
             raise GuestError(
                 f"guest range {pointer:#x} + {size_bytes} lies outside of its memory of "
-                f"{len(self)} bytes"
+                f"{self._known_size} bytes"
             )
         return self.base + pointer
 
@@ -399,8 +398,10 @@ class Memory:
 
     def write(self, pointer: int, data: bytes | bytearray | memoryview) -> None:
         """Copy bytes into the guest."""
-        data = bytes(data)  # a memoryview's length counts elements
-        ctypes.memmove(self.address(pointer, len(data)), data, len(data))
+        if isinstance(data, memoryview) and (data.format != "B" or data.ndim != 1):
+            data = bytes(data)
+        start = self.address(pointer, len(data)) - self.base
+        self._bytes[start : start + len(data)] = data
 
 
 class _AddressSpace(ctypes.c_ubyte * (1 << 32)):  # type: ignore[misc]
@@ -409,7 +410,102 @@ class _AddressSpace(ctypes.c_ubyte * (1 << 32)):  # type: ignore[misc]
     store: wasmtime.Store
 
 
-class Instance:
+class Sandbox:
+    """A store within limits, and the way into it: what modules and components have in common.
+
+    Parameters
+    ----------
+    engine : wasmtime.Engine
+    limits : Limits
+        The memory limit holds for each memory.
+    instances, tables, memories : int
+        How many there can be.
+    """
+
+    def __init__(
+        self,
+        engine: wasmtime.Engine,
+        limits: Limits,
+        *,
+        instances: int,
+        tables: int,
+        memories: int,
+    ) -> None:
+        self.limits = limits
+        self._lock = threading.Lock()
+        self._host_error: BaseException | None = None
+        self._memory: Memory | None = None  # while a start function runs
+        self._dead: str | None = None
+        self._deadline = 0.0
+        self._out, self._err = _Output(limits.output_bytes), _Output(limits.output_bytes)
+        self._store = wasmtime.Store(engine)
+        self._context = _address(self._store._context())
+        self._store.set_limits(
+            limits.memory_bytes,
+            _TABLE_ELEMENTS,
+            instances=instances,
+            tables=tables,
+            memories=memories,
+        )
+        ffi.wasmtime_store_epoch_deadline_callback(self._store.ptr(), _on_tick, None, _NO_FINALIZER)
+        _ticker.engines.add(engine)
+
+    def _enter(self, thread: _Thread) -> Sandbox | None:
+        """Arm the wall-time limit and become the instance that host functions see."""
+        if self._dead is not None:
+            raise GuestError(
+                f"this instance stopped before ({self._dead}); its state can't be trusted. Make a "
+                "new one with guest.instantiate()."
+            )
+        _set_deadline(self._context, 1)
+        self._deadline = time.monotonic() + self.limits.seconds
+        if not _ticker.awake:
+            _ticker.wake()
+        return thread.enter(self)
+
+    def _explain(self, failure: Exception) -> BaseException:
+        """Turn a trap, an exit or a host function's exception into what the caller should see."""
+        if self._host_error is not None:
+            error, self._host_error = self._host_error, None
+            self._dead = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+            return error
+        if isinstance(failure, wasmtime.ExitTrap):
+            self._dead = f"it exited with code {failure.code}"
+            return _Exit(failure.code)
+        code = failure.trap_code if isinstance(failure, wasmtime.Trap) else None
+        text = " ".join(str(failure).rpartition("Caused by:")[2].split())[:300]
+        said = self._said()
+        if code is wasmtime.TrapCode.OUT_OF_FUEL:
+            self._dead = "fuel limit"
+            return LimitError(
+                f"the guest used up its fuel of {self.limits.fuel} and was stopped. Raise "
+                f"Limits.fuel if it needs more.{said}"
+            )
+        if "memory minimum size" in text:
+            return LimitError(
+                f"E4: the guest's initial memory is over the limit of {self.limits.memory_bytes} "
+                "bytes. Raise Limits.memory_bytes."
+            )
+        reason = code.name.lower().replace("_", " ") if code else text
+        self._dead = f"trap: {reason[:80]}"
+        size = 0 if self._memory is None else len(self._memory)
+        # Rust's words, where the guest asked for much more than was left.
+        full = size > 0.9 * self.limits.memory_bytes or b"memory allocation of" in self._err.kept
+        hint = " E4: its memory is at the limit; raise Limits.memory_bytes." if full else ""
+        return GuestError(f"the guest trapped: {reason}.{hint}{said}")
+
+    def _out_of_time(self) -> LimitError:
+        return LimitError(
+            f"the guest ran longer than {self.limits.seconds} s and was stopped. Does it loop, or "
+            f"wait? Raise Limits.seconds if it needs more.{self._said()}"
+        )
+
+    def _said(self) -> str:
+        end = self._err.kept[-500:].decode(errors="replace")
+        return f" It printed: {end!r}." if end else ""
+
+
+class Instance(Sandbox):
     """One running copy of a guest. Use it from one thread at a time; make more for more threads.
 
     Attributes
@@ -437,36 +533,28 @@ class Instance:
     ) -> None:
         if limits.fuel is not None and not guest.config.fuel:
             raise GuestError("a fuel limit needs a guest that counts: Guest(..., fuel=True)")
-        self.guest, self.limits = guest, limits
+        super().__init__(guest.compiled.engine, limits, instances=1, tables=_TABLES, memories=1)
+        self.guest = guest
         self.state: dict[Any, Any] = {}
-        self._lock = threading.Lock()
-        self._host_error: BaseException | None = None
-        self._memory: Memory | None = None  # while a start function runs
-        self._dead: str | None = None
-        self._deadline = 0.0
-        self._out, self._err = _Output(limits.output_bytes), _Output(limits.output_bytes)
-
-        engine = guest.compiled.engine
-        self._store = wasmtime.Store(engine)
-        self._context = _address(self._store._context())
-        self._store.set_limits(
-            limits.memory_bytes, _TABLE_ELEMENTS, instances=1, tables=_TABLES, memories=1
-        )
         self._store.set_wasi(_wasi(args, env, stdin, dirs, self._out, self._err))
         self._fuel_given = _UNLIMITED_FUEL if limits.fuel is None else limits.fuel
         if guest.config.fuel:
             self._store.set_fuel(self._fuel_given)
-        ffi.wasmtime_store_epoch_deadline_callback(self._store.ptr(), _on_tick, None, _NO_FINALIZER)
-        _ticker.engines.add(engine)
 
-        failure = None
+        failure: BaseException | None = None
+        self._instance, trap = ffi.wasmtime_instance_t(), _TRAP()
         with self._lock:
             thread = _local.thread
             before = self._enter(thread)
             try:
-                self._instance = guest._pre.instantiate(self._store)
-            except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
-                failure = self._explain(error)
+                error = ffi.wasmtime_instance_pre_instantiate(
+                    guest._pre.ptr(), self._store._context(),
+                    ctypes.byref(self._instance), ctypes.byref(trap),
+                )  # fmt: skip
+                if error:
+                    failure = self._explain(wasmtime.WasmtimeError._from_ptr(error))
+                elif trap:
+                    failure = self._explain(wasmtime.Trap._from_ptr(trap))
             finally:
                 thread.leave(before)
         if failure is not None:
@@ -481,13 +569,9 @@ class Instance:
 
     def _export(self, name: str) -> Any:
         """Look one export up; to list them all would cost more than to instantiate."""
-        item, encoded = ffi.wasmtime_extern_t(), name.encode()
+        item, (text, size) = ffi.wasmtime_extern_t(), _c_text(name)
         ffi.wasmtime_instance_export_get(
-            self._store._context(),
-            ctypes.byref(self._instance._instance),
-            ctypes.create_string_buffer(encoded, len(encoded)),
-            len(encoded),
-            ctypes.byref(item),
+            self._store._context(), ctypes.byref(self._instance), text, size, ctypes.byref(item)
         )
         return item.of
 
@@ -617,60 +701,6 @@ class Instance:
             return exit_.code
         return 0
 
-    def _enter(self, thread: _Thread) -> Instance | None:
-        """Arm the wall-time limit and become the instance that host functions see."""
-        if self._dead is not None:
-            raise GuestError(
-                f"this instance stopped before ({self._dead}); its state can't be trusted. Make a "
-                "new one with guest.instantiate()."
-            )
-        _set_deadline(self._context, 1)
-        self._deadline = time.monotonic() + self.limits.seconds
-        if not _ticker.awake:
-            _ticker.wake()
-        return thread.enter(self)
-
-    def _explain(self, failure: Exception) -> BaseException:
-        """Turn a trap, an exit or a host function's exception into what the caller should see."""
-        if self._host_error is not None:
-            error, self._host_error = self._host_error, None
-            self._dead = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
-            return error
-        if isinstance(failure, wasmtime.ExitTrap):
-            self._dead = f"it exited with code {failure.code}"
-            return _Exit(failure.code)
-        code = failure.trap_code if isinstance(failure, wasmtime.Trap) else None
-        text = " ".join(str(failure).rpartition("Caused by:")[2].split())[:300]
-        said = self._said()
-        if code is wasmtime.TrapCode.OUT_OF_FUEL:
-            self._dead = "fuel limit"
-            return LimitError(
-                f"the guest used up its fuel of {self.limits.fuel} and was stopped. Raise "
-                f"Limits.fuel if it needs more.{said}"
-            )
-        if "memory minimum size" in text:
-            return LimitError(
-                f"E4: the guest's initial memory is over the limit of {self.limits.memory_bytes} "
-                "bytes. Raise Limits.memory_bytes."
-            )
-        reason = code.name.lower().replace("_", " ") if code else text
-        self._dead = f"trap: {reason[:80]}"
-        size = 0 if self._memory is None else len(self._memory)
-        # Rust's words, where the guest asked for much more than was left.
-        full = size > 0.9 * self.limits.memory_bytes or b"memory allocation of" in self._err.kept
-        hint = " E4: its memory is at the limit; raise Limits.memory_bytes." if full else ""
-        return GuestError(f"the guest trapped: {reason}.{hint}{said}")
-
-    def _out_of_time(self) -> LimitError:
-        return LimitError(
-            f"the guest ran longer than {self.limits.seconds} s and was stopped. Does it loop, or "
-            f"wait? Raise Limits.seconds if it needs more.{self._said()}"
-        )
-
-    def _said(self) -> str:
-        end = self._err.kept[-500:].decode(errors="replace")
-        return f" It printed: {end!r}." if end else ""
-
     def __repr__(self) -> str:
         memory = self._memory
         size = "no memory" if memory is None else f"{len(memory):,} bytes of memory"
@@ -696,13 +726,13 @@ class _Thread:
     __slots__ = ("_handler", "_main", "in_host", "instance", "interrupted")
 
     def __init__(self) -> None:
-        self.instance: Instance | None = None  # whose call is on the stack: host functions serve it
+        self.instance: Sandbox | None = None  # whose call is on the stack: host functions serve it
         self.in_host = False  # in a host function, where an exception is safe
         self.interrupted = False
         self._handler: Callable[[int, Any], Any] | None = None
         self._main = threading.current_thread() is threading.main_thread()
 
-    def enter(self, instance: Instance) -> Instance | None:
+    def enter(self, instance: Sandbox) -> Sandbox | None:
         """Make `instance` the running one; return what to `leave` to."""
         before, self.instance = self.instance, instance
         self.in_host = False
@@ -713,7 +743,7 @@ class _Thread:
                 _SIGNALS.signal(_SIGINT, self._note)
         return before
 
-    def leave(self, before: Instance | None) -> None:
+    def leave(self, before: Sandbox | None) -> None:
         """Undo `enter`; answer a Ctrl-C."""
         self.instance = before
         self.in_host = before is not None
@@ -751,7 +781,7 @@ _HostCallback = ctypes.CFUNCTYPE(
 _NO_FINALIZER = ctypes.cast(0, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
 
 
-def _stop(instance: Instance | None, error: BaseException, failure: Any) -> int:
+def _stop(instance: Sandbox | None, error: BaseException, failure: Any) -> int:
     """Keep what a callback raised for the caller of the guest; return the pointer that stops it."""
     if instance is not None:
         instance._host_error = error
@@ -767,7 +797,7 @@ def _stop(instance: Instance | None, error: BaseException, failure: Any) -> int:
 )
 def _on_tick(_context: Any, _data: Any, ticks: Any, _kind: Any) -> int:
     """Ask whether a running guest may go on, at each tick."""
-    instance: Instance | None = None
+    instance: Sandbox | None = None
     try:
         thread = _local.thread
         instance = thread.instance
@@ -917,7 +947,8 @@ def _wasi(
             raise ValueError(f"a NUL character in {text!r}")
     wasi = wasmtime.WasiConfig()
     wasi.argv = arguments
-    wasi.env = list(env.items())
+    if env:
+        wasi.env = list(env.items())
     if stdin:
         vector = ffi.wasm_byte_vec_t()
         buffer = ctypes.create_string_buffer(stdin, len(stdin))
@@ -935,8 +966,29 @@ def _wasi(
     return wasi
 
 
+@functools.lru_cache
+def _c_text(text: str) -> tuple[Any, int]:
+    """Text for C, and its length in bytes."""
+    encoded = text.encode()
+    return ctypes.create_string_buffer(encoded, len(encoded)), len(encoded)
+
+
 def _address(pointer: Any) -> int:
     return ctypes.cast(pointer, ctypes.c_void_p).value or 0
+
+
+@functools.cache
+def _function_type(_engine: wasmtime.Engine, signature: str) -> tuple[wasmtime.FuncType, str]:
+    """The type of a host function, from its short form, and its long form.
+
+    wasmtime aborts if two engines share a type.
+    """
+    parameters, _, result = signature.partition("->")
+    if set(parameters + result) - {"i"} or len(result) > 1:
+        raise ValueError(f"a signature is like 'ii->i', not {signature!r}")
+    i32 = wasmtime.ValType.i32()
+    kind = wasmtime.FuncType([i32] * len(parameters), [i32] * len(result))
+    return kind, str(Signature.of(signature))
 
 
 def _codes(types: Iterable[str]) -> str | None:

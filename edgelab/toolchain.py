@@ -237,11 +237,14 @@ def source_files(source: Path) -> list[Path]:
     Returns
     -------
     list of Path
-        All files, sorted, except those in ``target`` and ``build`` beside a ``Cargo.toml``, and
-        hidden ones other than ``.cargo``.
+        All files, sorted, except those in ``target`` and ``build`` beside a ``Cargo.toml``, hidden
+        ones other than ``.cargo``, and those of other workspaces in the folder.
     """
     files = []
     for folder, subfolders, names in os.walk(source):
+        if folder != str(source) and _is_workspace(Path(folder, "Cargo.toml")):
+            subfolders.clear()
+            continue
         made = ("target", "build") if "Cargo.toml" in names else ()
         subfolders[:] = [
             sub
@@ -250,6 +253,13 @@ def source_files(source: Path) -> list[Path]:
         ]
         files += [Path(folder, name) for name in names if not name.startswith(".")]
     return sorted(files)
+
+
+def _is_workspace(manifest: Path) -> bool:
+    try:
+        return re.search(r"^\[workspace[].]", manifest.read_text("utf-8"), re.MULTILINE) is not None
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 # --- The five ways. Each returns a Toolchain, or raises ToolchainError with why and the cure. ---

@@ -7,14 +7,16 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edgelab import build as build_module
 from edgelab import paths
-from edgelab.build import GUESTS, BuiltGuest, build, guest_path, ready_guest, source_hash
+from edgelab.build import GUESTS, RECIPES, BuiltGuest, build, guest_path, ready_guest, source_hash
 from edgelab.errors import BuildError, ToolchainError
+from edgelab.runtime import Guest
 from edgelab.toolchain import Toolchain, find
 
 ROOT = Path(__file__).parent.parent
@@ -114,6 +116,151 @@ def test_source_hash(tmp_path: Path) -> None:
     (one / "cli" / "src" / "main.rs").rename(one / "cli" / "src" / "other.rs")
     seen.add(source_hash(one))
     assert len(seen) == 6
+
+
+# --- A guest in a workspace of its own ---
+
+SIMD = """\
+#[unsafe(no_mangle)]
+pub extern "C" fn simd() -> u32 {
+    cfg!(target_feature = "simd128") as u32
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn pick(index: usize) -> u32 {
+    [1, 2, 3][index] // its panic names this file
+}
+"""
+
+
+def add_workspace(folder: Path) -> Path:
+    """Add a workspace with the guest ``classify_tract``, which uses ``classify``, compiled anew."""
+    (folder / "classify" / "src" / "lib.rs").write_text(SIMD)
+    manifest = folder / "classify" / "Cargo.toml"
+    manifest.write_text(manifest.read_text().replace('["cdylib"]', '["cdylib", "rlib"]'))
+    for name in ("imgproc", "inference"):
+        (folder / name).mkdir()
+    own = folder / "classify_tract"
+    (own / "src").mkdir(parents=True)
+    (own / ".cargo").mkdir()
+    crate = '[package]\nname = "classify_tract"\nversion = "0.1.0"\nedition = "2024"\n'
+    rest = '[workspace]\n[lib]\ncrate-type = ["cdylib"]\n[dependencies]\n'
+    (own / "Cargo.toml").write_text(f'{crate}{rest}classify = {{ path = "../classify" }}\n')
+    package = '\n[[package]]\nname = "{}"\nversion = "0.1.0"\n'
+    packages = package.format("classify") + package.format("classify_tract")
+    (own / "Cargo.lock").write_text(f'version = 4\n{packages}dependencies = [\n "classify",\n]\n')
+    (own / "src" / "lib.rs").write_text("pub use classify::{pick, simd};\n")
+    (own / ".cargo" / "config.toml").write_text(
+        '[target.wasm32-wasip1]\nrustflags = ["-Ctarget-feature=+simd128"]\n'
+    )
+    return folder
+
+
+def test_each_workspace_has_sources_of_its_own(tmp_path: Path) -> None:
+    main = make_workspace(tmp_path / "main")
+    alone = source_hash(main)
+    own = main / "classify_tract"
+    own.mkdir()
+    (own / "Cargo.toml").write_text("[package]\n[workspace.lints]\n[lints]\n")
+    (own / "more").mkdir()
+    (own / "more" / "file.rs").touch()
+    assert source_hash(main) == source_hash(main, "cli") == alone
+    (own / "Cargo.toml").write_text("[package]\n[lints]\nworkspace = true\n")
+    assert source_hash(main) != alone  # a crate like the others
+
+    add_workspace(two := make_workspace(tmp_path / "two"))
+    ours, theirs = source_hash(two), source_hash(two, "classify_tract")
+    assert ours != theirs
+    (two / "cli" / "src" / "main.rs").write_text("fn main() {}\n")
+    assert source_hash(two) != ours
+    assert source_hash(two, "classify_tract") == theirs
+    ours = source_hash(two)
+    seen = {theirs}
+    for change in (
+        "classify_tract/src/lib.rs", "classify_tract/.cargo/config.toml", "classify_tract/new",
+        "classify/src/lib.rs", "imgproc/new", "inference/new", "Cargo.toml",
+    ):  # fmt: skip
+        with open(two / change, "a") as file:
+            file.write("#")
+        assert (source_hash(two) == ours) == change.startswith("classify_tract/")
+        ours = source_hash(two)
+        seen.add(source_hash(two, "classify_tract"))
+    assert len(seen) == 8
+
+
+def simd(guest: BuiltGuest) -> int:
+    number: int = Guest(guest.path, cache=False).instantiate().call("simd")
+    return number
+
+
+@pytest.mark.usefixtures("rust")
+@pytest.mark.parametrize("common", [False, True], ids=["own target folder", "common target folder"])
+def test_workspaces_do_not_mix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, common: bool
+) -> None:
+    """Both build the crate ``classify``, with different flags, to files of the same name."""
+    folder = add_workspace(make_workspace(tmp_path / "ü guest"))
+    monkeypatch.setitem(
+        RECIPES, "classify_tract", replace(RECIPES["classify_tract"], min_rust=(1, 85))
+    )
+    if common:
+        monkeypatch.setenv("CARGO_TARGET_DIR", str(tmp_path / "target"))
+    assert simd(build(["classify"], source=folder)["classify"]) == 0
+    guest = build(["classify_tract"], source=folder)["classify_tract"]
+    assert simd(guest) == 1
+    assert guest.path == folder / "build" / "classify_tract.wasm"
+    assert guest.provenance.source_hash == source_hash(folder, "classify_tract")
+    wasm = guest.path.read_bytes()
+    assert b"guest/classify/src/lib.rs" in wasm
+    assert str(tmp_path).encode() not in wasm
+    (folder / "build" / "classify.json").unlink()
+    both = build(["classify_tract", "classify"], source=folder)
+    assert list(both) == ["classify_tract", "classify"]
+    assert [simd(guest) for guest in both.values()] == [1, 0]
+    assert both["classify_tract"] == guest
+
+
+def test_only_what_is_shipped_is_built_by_default(built: Path) -> None:
+    assert "classify_tract" not in GUESTS
+    assert set(build(source=built)) == set(GUESTS) < set(RECIPES)
+    with pytest.raises(BuildError, match=r"classify_tract is no Rust workspace"):
+        build(["classify_tract"], source=built)
+
+
+@pytest.mark.usefixtures("rust")
+def test_a_guest_may_need_a_newer_rust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = add_workspace(make_workspace(tmp_path / "guest"))
+    monkeypatch.setitem(
+        RECIPES, "classify_tract", replace(RECIPES["classify_tract"], min_rust=(9, 7))
+    )
+    rustc = find(folder).rustc
+    with pytest.raises(BuildError) as caught:
+        build(["classify_tract"], source=folder)
+    message = str(caught.value)
+    assert "'classify_tract' needs Rust 9.7 or newer" in message
+    assert rustc in message
+    assert "rustup update stable" in message
+    assert simd(build(["classify"], source=folder)["classify"]) == 0
+
+
+def test_a_guest_that_is_not_shipped_without_rust(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_programs: None
+) -> None:
+    folder = add_workspace(make_workspace(tmp_path / "guest"))
+    with pytest.raises(BuildError, match=r"needs Rust 1\.91 or newer, and there is none.*no cargo"):
+        build(["classify_tract"], source=folder)
+    monkeypatch.setenv("EDGELAB_TOOLCHAIN", "prebuilt")
+    with pytest.raises(BuildError, match="does not ship the guest 'classify_tract'"):
+        guest_path("classify_tract")
+    assert ready_guest("classify_tract") is None
+
+
+def test_the_real_workspaces_demand_the_rust_that_they_say() -> None:
+    for recipe in RECIPES.values():
+        manifest = (ROOT / "guest" / recipe.workspace / "Cargo.toml").read_text()
+        assert f'rust-version = "{".".join(map(str, recipe.min_rust))}"' in manifest
+        for part in recipe.uses:
+            assert (ROOT / "guest" / part).exists()
 
 
 # --- Building ---
@@ -409,6 +556,10 @@ def test_a_wheel_uses_what_it_ships(wheel: Path, no_programs: None) -> None:
     done = run_copy(wheel, "cli")
     assert done.returncode == 1
     assert "without the guests' sources" in done.stderr
+    done = run_copy(wheel, GET.replace("cli", "classify_tract"))
+    assert "BuildError: The package does not ship the guest 'classify_tract'" in done.stderr
+    ready = "from edgelab.build import ready_guest; print(ready_guest('classify_tract'))"
+    assert run_copy(wheel, ready).stdout == "None\n"
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "no entry", "manifest"])

@@ -3,67 +3,63 @@
 #![cfg(target_arch = "wasm32")]
 
 use std::cell::RefCell;
+use std::mem::discriminant;
 
 use classify::memory::Region;
 use classify::status;
 use inference::{Error, Status};
-use wasi_nn::{
-    ExecutionTarget, Graph, GraphBuilder, GraphEncoding, GraphExecutionContext, TensorType,
+use wasmedge_wasi_nn::{
+    BackendError, Error as NnError, ExecutionTarget, Graph, GraphBuilder, GraphEncoding,
+    GraphExecutionContext, TensorType,
 };
 
-type Context = GraphExecutionContext<'static>;
+/// A model that the host loaded, and the one context that runs it.
+type Slot = Option<(Graph, GraphExecutionContext)>;
 
 thread_local! {
-    /// Slot number -> execution context.
-    static SLOTS: RefCell<Vec<Option<Context>>> = const { RefCell::new(Vec::new()) };
+    static SLOTS: RefCell<Vec<Slot>> = const { RefCell::new(Vec::new()) };
 }
 
-fn context(slots: &mut [Option<Context>], slot: u32) -> Result<&mut Context, Error> {
+fn model(slots: &mut [Slot], slot: u32) -> Result<&mut (Graph, GraphExecutionContext), Error> {
     slots.get_mut(slot as usize).and_then(Option::as_mut).ok_or_else(|| {
         Error::new(Status::NoModel, format!("slot {slot} holds no model; nn_load gives a slot"))
     })
 }
 
-/// Names of WASI-NN's errnos, from 1 on, as the crate's error type spells them.
-const ERRNOS: [&str; 8] = [
-    "InvalidArgument",
-    "InvalidEncoding",
-    "MissingMemory",
-    "Busy",
-    "RuntimeError",
-    "UnsupportedOperation",
-    "TooLarge",
-    "NotFound",
-];
-
-/// Says which call failed, with the errno's name and number. The crate keeps the type of its
-/// errno to itself, so the name comes from how it prints.
-fn wasi_nn_error(call: &str, error: wasi_nn::Error) -> Error {
+/// Says which call failed, with the errno's name and number.
+fn wasi_nn_error(call: &str, error: NnError) -> Error {
+    let number = match &error {
+        NnError::BackendError(BackendError::UnknownError(number)) => *number,
+        NnError::BackendError(known) => {
+            // The crate numbers its errors only the other way round.
+            (1..=103)
+                .find(|&number| discriminant(&BackendError::from(number)) == discriminant(known))
+                .unwrap_or(-1)
+        }
+        NnError::IoError(_) => -1,
+    };
     let name = match &error {
-        wasi_nn::Error::BackendError(errno) => format!("{errno:?}"),
-        wasi_nn::Error::IoError(error) => error.to_string(),
+        NnError::BackendError(errno) => format!("{errno:?}"),
+        NnError::IoError(error) => error.to_string(),
     };
-    let number = match ERRNOS.iter().position(|known| *known == name) {
-        Some(index) => format!(" (errno {})", index + 1),
-        None => String::new(),
-    };
-    Error::new(Status::WasiNn, format!("wasi_nn: {call} failed: {name}{number}"))
+    Error::new(Status::WasiNn, format!("wasi_nn: {call} failed: {name} (errno {number})"))
 }
 
-/// Makes an execution context of a graph and keeps it; the result is its slot.
+/// Makes an execution context of a graph and keeps both; the result is their slot.
 fn keep(graph: Graph) -> Result<i32, Error> {
-    // A context borrows its graph. The graph (three words; the model itself is the host's) is
-    // leaked, for the ABI of wasi-nn 0.6 has no call to unload it.
-    let graph: &'static Graph = Box::leak(Box::new(graph));
-    let context = graph
-        .init_execution_context()
-        .map_err(|error| wasi_nn_error("init_execution_context", error))?;
+    let context = match graph.init_execution_context() {
+        Ok(context) => context,
+        Err(error) => {
+            let _ = graph.unload(); // the first error says why
+            return Err(wasi_nn_error("init_execution_context", error));
+        }
+    };
     SLOTS.with_borrow_mut(|slots| {
         let slot = slots.iter().position(Option::is_none).unwrap_or(slots.len());
         if slot == slots.len() {
             slots.push(None);
         }
-        slots[slot] = Some(context);
+        slots[slot] = Some((graph, context));
         Ok(slot as i32)
     })
 }
@@ -136,7 +132,7 @@ pub extern "C" fn nn_compute(
         let (dims, input, output) =
             unsafe { (dims.as_slice(), input.as_slice(), output.as_mut_slice()) };
         SLOTS.with_borrow_mut(|slots| {
-            let context = context(slots, slot)?;
+            let (_, context) = model(slots, slot)?;
             context
                 .set_input(0, TensorType::F32, dims, input)
                 .map_err(|error| wasi_nn_error("set_input", error))?;
@@ -149,12 +145,13 @@ pub extern "C" fn nn_compute(
     })
 }
 
-/// Drops an execution context. Its model stays with the host: the ABI has no unload.
+/// Takes a model back from the host, and frees its slot.
 #[unsafe(no_mangle)]
 pub extern "C" fn nn_unload(slot: u32) -> i32 {
     status(|| {
         SLOTS.with_borrow_mut(|slots| {
-            context(slots, slot)?;
+            let (graph, _) = model(slots, slot)?;
+            graph.unload().map_err(|error| wasi_nn_error("unload", error))?;
             slots[slot as usize] = None;
             Ok(0)
         })
