@@ -1,4 +1,4 @@
-"""The Python side of ``guest/classify`` and ``guest/classify_nn``: their ABI, and nothing more.
+"""The Python side of the guests ``classify``, ``classify_nn`` and ``classify_tract``: their ABI.
 
 Every pointer stays in here. What comes out are NumPy views of guest memory, numbers, and errors
 with the guest's own words.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from edgelab.models import Spec
 from edgelab.runtime import Instance
 from edgelab.wasinn import WasiNN
 from edgelab.wasinn.abi import Encoding
+from edgelab.wasinn.explain import LikelyMistake, is_distribution, probabilities
 
 KERNELS = ("scalar", "simd128", "relaxed_simd")
 """Variants of the normalise kernel, in the order of the guest's ``kernel`` argument."""
@@ -84,7 +86,7 @@ class Buffer:
 
 
 class Classifier:
-    """Call an instance of the guest ``classify`` or ``classify_nn``.
+    """Call an instance of the guest ``classify``, ``classify_nn`` or ``classify_tract``.
 
     Parameters
     ----------
@@ -103,6 +105,9 @@ class Classifier:
         self._buffers: dict[str, Buffer] = {}
         self._shape: tuple[int, ...] | None = None  # what the guest's block "dims" holds
         self._dims = 0
+        self._looked_for_softmax = False
+        # Who runs an ONNX model: the host through WASI-NN, or the guest with the crate tract.
+        self._engine = "tract" if "tract_load" in dict(instance.guest.exports) else "nn"
 
     def buffer(self, size_bytes: int) -> Buffer:
         """Ask the guest for memory.
@@ -218,10 +223,22 @@ class Classifier:
         logits = np.asarray(logits, np.float32)
         if not 1 <= k <= logits.size:
             raise GuestError(f"top_k: k = {k}, but there are {logits.size} logits")
+        if not self._looked_for_softmax:
+            self._looked_for_softmax = True
+            self._warn_of_softmax(logits)
         source = self._put("values", logits, unless_in="logits")
         out = self._scratch("top", PREDICTION.itemsize * k)
         count = self._checked("top_k", source, logits.size, k, out.pointer)
         return [(int(i), float(p)) for i, p in out.array(count, PREDICTION)]
+
+    def _warn_of_softmax(self, logits: NDArray[np.float32]) -> None:
+        """Warn if these are probabilities already, unless the host did when it computed them."""
+        hosts = [h for h in self.instance.guest.host if isinstance(h, WasiNN)]
+        warned = any(mistake.kind == "probabilities" for h in hosts for mistake in h.mistakes)
+        if not warned and is_distribution(logits.reshape(-1)):
+            warnings.warn(
+                str(probabilities("top_k takes them for logits")), LikelyMistake, stacklevel=3
+            )
 
     def load_model(self, model: bytes) -> None:
         """Give the guest the small model that it runs by itself in `infer` (safetensors)."""
@@ -264,12 +281,13 @@ class Classifier:
         return response
 
     def load_graph(self, model: str | bytes) -> int:
-        """Load a model through WASI-NN (``classify_nn`` only): by name, or from ONNX bytes.
+        """Load a model: ``classify_nn`` through WASI-NN, ``classify_tract`` into its own memory.
 
         Parameters
         ----------
         model : str or bytes
-            A name that the host knows (`edgelab.wasinn.WasiNN`), or a whole ONNX file.
+            A whole ONNX file; or, for ``classify_nn``, a name that the host knows
+            (`edgelab.wasinn.WasiNN`).
 
         Returns
         -------
@@ -281,10 +299,12 @@ class Classifier:
             self.instance.memory.write(block.pointer, data)
             if isinstance(model, str):
                 return self._checked("nn_load_by_name", block.pointer, len(data))
+            if self._engine == "tract":
+                return self._checked("tract_load", block.pointer, len(data))
             return self._checked("nn_load", block.pointer, len(data), int(Encoding.ONNX))
 
     def compute(self, graph: int, tensor: NDArray[np.float32], classes: int) -> NDArray[np.float32]:
-        """Run a model on a tensor through WASI-NN (``classify_nn`` only).
+        """Run a model on a tensor, in ``classify_nn`` or ``classify_tract``.
 
         Parameters
         ----------
@@ -313,7 +333,7 @@ class Classifier:
             self._shape = tensor.shape
         out = self._scratch("logits", 4 * classes)
         written = self._checked(
-            "nn_compute", graph, self._dims, tensor.ndim, source, tensor.nbytes,
+            f"{self._engine}_compute", graph, self._dims, tensor.ndim, source, tensor.nbytes,
             out.pointer, out.size_bytes,
         )  # fmt: skip
         if written != out.size_bytes:
@@ -324,7 +344,7 @@ class Classifier:
 
     def unload(self, graph: int) -> None:
         """Drop a model that `load_graph` loaded."""
-        self._checked("nn_unload", graph)
+        self._checked(f"{self._engine}_unload", graph)
 
     def _put(self, name: str, data: NDArray[Any], unless_in: str = "") -> int:
         """Return the guest address of an array, after copying it into the scratch block `name`.

@@ -21,6 +21,7 @@ examples:
   python -m edgelab classify *.jpg --json        the same for programs, one line a picture
   python -m edgelab classify dog.jpg --model mobilenetv2-12
   python -m edgelab doctor                       what is wrong here, and the cure
+  python -m edgelab inspect guest.wasm           what a module is, and whether it runs here
 
 environment:
   EDGELAB_CACHE       folder for machine code and downloads (default: the user's cache folder)
@@ -85,12 +86,24 @@ def _parser() -> argparse.ArgumentParser:
     doctor = command("doctor", _doctor, "check this machine and say how to mend what is wrong")
     doctor.add_argument("--json", action="store_true", help="a JSON list of findings")
 
+    inspect = command(
+        "inspect", _inspect, "say what a .wasm file is, what it wants, and whether it runs here"
+    )
+    inspect.add_argument("files", nargs="+", metavar="FILE", help="a module or a component")
+    inspect.add_argument("--json", action="store_true", help="one JSON object a file and line")
+    inspect.add_argument("--functions", action="store_true", help="with a line for each function")
+
     guest = commands.add_parser("guest", help="the Rust guests").add_subparsers(
         required=True, metavar="COMMAND"
     )
     build = guest.add_parser("build", help="build the guests that are not up to date")
     build.set_defaults(command=_guest_build)
-    build.add_argument("names", nargs="*", metavar="NAME", help="classify, classify_nn, cli")
+    build.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="classify, classify_nn, cli [these three]; classify_tract, component",
+    )
 
     models = commands.add_parser("models", help="known models").add_subparsers(
         required=True, metavar="COMMAND"
@@ -110,6 +123,10 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--repeats", type=_positive, default=200, help="paired rounds (default: 200)"
     )
+    bench.add_argument(
+        "--host", type=Path, metavar="FILE",
+        help="time the WASI-NN host alone, on any ONNX file with one float32 input and output",
+    )  # fmt: skip
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
     return parser
 
@@ -207,6 +224,30 @@ def _doctor(options: argparse.Namespace) -> int:
     return 1 if any(finding.state == "failure" for finding in findings) else 0
 
 
+def _inspect(options: argparse.Namespace) -> int:
+    from edgelab.inspection import inspect
+
+    failed = 0
+    for name in options.files:
+        try:
+            found = inspect(name)
+        except EdgelabError as error:  # one bad file must not lose the others
+            failed += 1
+            if options.json:
+                print(json.dumps({"file": name, "error": str(error)}))
+            print(f"edgelab: error: {name}: {error}", file=sys.stderr)
+            continue
+        if options.json:
+            print(json.dumps({"file": name, **found.to_dict(functions=options.functions)}))
+        else:
+            print(f"{name}\n{found.describe(functions=options.functions)}\n")
+        if not found.runs_here:
+            failed += 1
+            reasons = "; ".join(f"{p.id}: {p.what}" for p in found.problems if p.fatal)
+            print(f"edgelab: error: {name} cannot run here. {reasons}.", file=sys.stderr)
+    return 1 if failed else 0
+
+
 def _guest_build(options: argparse.Namespace) -> int:
     from edgelab.build import GUESTS, build
 
@@ -250,15 +291,27 @@ def _models_info(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from edgelab.bench import example_image
+    from edgelab.bench import example_image, host_table
+    from edgelab.paths import write_atomic
     from edgelab.pipeline import Pipeline
 
-    pipeline = Pipeline(options.model, threads=options.threads)
-    table = _stage_table(options, pipeline, options.image or example_image())
+    tables = {}
+    if options.host:
+        try:
+            model, name = options.host.read_bytes(), options.host.stem
+        except OSError as error:
+            raise EdgelabError(f"cannot read {options.host}: {error}") from None
+    else:
+        pipeline = Pipeline(options.model, threads=options.threads)
+        model, name = pipeline.model.data, pipeline.model.spec.name
+        tables["stages"] = _stage_table(options, pipeline, options.image or example_image())
+    host = host_table(model, name=name, repeats=options.repeats, threads=options.threads)
+    tables["wasi_nn"] = host
+    print(f"\n   {name}, {options.threads or host.environment.cores} thread(s)\n")
+    print("\n".join(f"   {line}" for line in str(host).splitlines()))
     if options.json:
-        from edgelab.paths import write_atomic
-
-        write_atomic(options.json, (json.dumps(table.to_dict(), indent=2) + "\n").encode())
+        plain = {kind: table.to_dict() for kind, table in tables.items()}
+        write_atomic(options.json, (json.dumps(plain, indent=2) + "\n").encode())
         print(f"written to {options.json}")
     return 0
 

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,13 @@ class Spec:
             )
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise ModelError(f"the model's metadata can't be read: {error!s:.200}") from None
+
+    def to_metadata(self) -> dict[str, str]:
+        """Return what `from_metadata` reads: every value as text."""
+        return {
+            key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for key, value in asdict(self).items()
+        }
 
 
 @dataclass(frozen=True, slots=True)

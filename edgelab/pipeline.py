@@ -124,7 +124,9 @@ class Pipeline:
         self.model = model if isinstance(model, models.Model) else models.load(model)
         self.kernel = kernel
         self.nn = WasiNN({self.model.spec.name: self.model.data}, threads=threads)
-        _require_fit(self.nn.graph(self.model.spec.name), self.model.spec)
+        graph = self.nn.graph(self.model.spec.name)
+        _require_fit(graph, self.model.spec)
+        graph.metadata.update(self.model.spec.to_metadata())  # so that the host can explain
         self.guest = Guest(guest_path("classify_nn").path, host=[self.nn])
         self.classifier = Classifier(self.guest.instantiate(limits=limits))
         self._graph = self.classifier.load_graph(self.model.spec.name)

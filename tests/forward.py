@@ -15,8 +15,15 @@ WASI_NN = {
     "set_input": "iii->i",
     "compute": "i->i",
     "get_output": "iiiii->i",
-    "unload": "i->i",
 }
+WASMEDGE = {
+    "load_by_name_with_config": "iiiii->i",
+    "unload": "i->i",
+    "compute_single": "i->i",
+    "get_output_single": "iiiii->i",
+    "fini_single": "i->i",
+}
+NN = {**WASI_NN, **WASMEDGE}
 WASI = {
     "args_sizes_get": "ii->i",
     "args_get": "ii->i",

@@ -104,10 +104,12 @@ def test_bench_writes_json(tmp_path: Path) -> None:
     done = edgelab("bench", "--repeats", "3", "--json", str(out))
     assert done.returncode == 0, done.stderr
     numbers = json.loads(out.read_text())
-    assert numbers["guest"]["total"]["count"] == 3
-    assert numbers["total_ratio"]["median"] > 0
-    assert numbers["same_label"] is True
-    assert numbers["environment"]["cpu"]
+    stages, host = numbers["stages"], numbers["wasi_nn"]
+    assert stages["guest"]["total"]["count"] == host["round_trip"]["count"] == 3
+    assert stages["total_ratio"]["median"] > 0
+    assert stages["same_label"] is True
+    assert stages["environment"]["cpu"] == host["environment"]["cpu"]
+    assert "file to first call" in done.stdout
 
 
 def test_doctor_finds_this_machine_healthy(tmp_path: Path) -> None:

@@ -281,6 +281,7 @@ class WasiNN:
                     threads=self._threads,
                     claimed=Encoding(encoding),
                     backend=self._backend,
+                    trusted=False,
                 )
             except ModelError as error:
                 raise NNError(Errno.INVALID_ENCODING, str(error)) from None
@@ -340,6 +341,8 @@ class WasiNN:
             raise NNError(Errno.INVALID_ARGUMENT, f"no model has handle {handle}")
         for key in [k for k, e in guest.executions.items() if e.graph == handle]:
             del guest.executions[key]
+        if guest.last is not None and guest.last.graph == handle:
+            guest.last = None
 
     def _init_execution_context(self, instance: Instance, handle: int, out: int) -> None:
         memory, guest = instance.memory, self._guest(instance)
@@ -374,10 +377,11 @@ class WasiNN:
         if rank > MAX_DIMS:
             raise NNError(Errno.INVALID_ARGUMENT, f"{rank} dimensions; {MAX_DIMS} at most")
         dims = memory.read(dims_at, 4 * rank)
-        execution.ended, execution.refused = False, None
+        execution.refused = None
         if execution.bound.get(index) == (header, dims):
             if index in execution.staged:
                 self._stage(execution, index, memory.address(data_at, size))
+            execution.ended = False
             return
         inputs = execution.model.inputs
         if index >= len(inputs):
@@ -403,6 +407,7 @@ class WasiNN:
         except Exception as error:
             raise _backend_failed(error) from None
         execution.bound[index] = (header, dims)
+        execution.ended = False
 
     def _dtype(
         self, instance: Instance, code: int, count: int, size: int, wanted: np.dtype[Any] | None

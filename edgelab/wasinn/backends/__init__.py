@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelab.errors import ModelError
+from edgelab.errors import ModelError, one_line
 from edgelab.wasinn.abi import Encoding
 
 
@@ -63,39 +65,104 @@ class Graph(Protocol):
         """Prepare an execution."""
 
 
+def view(address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """View host memory as an array. The caller sees to it that the memory is there."""
+    memory: Any = (ctypes.c_char * (math.prod(shape) * dtype.itemsize)).from_address(address)
+    array: NDArray[Any] = np.ndarray(shape, dtype, memory)
+    return array
+
+
+# What runs a format; the first by default.
+_RUNS = {
+    "onnx": ("onnxruntime", "openvino"),
+    "openvino": ("openvino",),
+    "tensorflowlite": ("litert",),
+}
+# Libraries that a damaged model can crash (docs/wasi-nn.md has the numbers).
+_FRAGILE = ("openvino", "litert")
+_CURES = {
+    "pytorch": "export it to ONNX: torch.onnx.export(model, inputs, 'model.onnx')",
+    "tensorflow": "convert it to ONNX: python -m tf2onnx.convert --saved-model FOLDER --output "
+    "model.onnx; or to TFLite: tf.lite.TFLiteConverter.from_saved_model(FOLDER).convert()",
+    "ort": "pass the .onnx file that it was made from",
+    "gguf": "it holds a language model for llama.cpp, and can't be converted",
+    "unknown": "look at the file; it is damaged, cut off, or in another format",
+}
+
+
 def load_graph(
     *parts: bytes,
     threads: int | None = None,
     claimed: Encoding = Encoding.AUTODETECT,
     backend: str | None = None,
+    trusted: bool = True,
 ) -> Graph:
     """Load a model with the backend for its format.
 
     Parameters
     ----------
     *parts : bytes
-        The model's files: one for ONNX.
+        The model's files: one for ONNX and TFLite; for OpenVINO IR the ``.xml``, then the ``.bin``.
     threads : int, optional
-        Threads for one operator.
+        Threads for one operator. The default is the number of cores that this process may use.
     claimed : Encoding
         What the guest says. The bytes decide; the claim is only named in the message (E3).
-    backend : str, optional
-        Which backend to prefer, where several run the format.
+    backend : {"onnxruntime", "openvino", "litert"}, optional
+        What runs the model, if several can: ONNX runs in ONNX Runtime, or in OpenVINO.
+    trusted : bool
+        Whether you know who made the model. If not, backends that a damaged model can crash
+        (OpenVINO, LiteRT) run in a process of their own, within limits: see
+        `edgelab.wasinn.backends.worker`.
 
     Raises
     ------
     ModelError
-        If no backend takes the format, or the model is damaged.
+        If no backend takes the format, the backend is not installed, or the model is damaged.
     """
-    kind = sniff(parts[0])
-    if kind == "onnx" and len(parts) == 1:
+    kinds = [sniff(part) for part in parts]
+    claim = "" if claimed is Encoding.AUTODETECT else f"the guest says {claimed.name.lower()}, "
+    what = f"E3: {claim}the {len(parts)} part(s) look like {' + '.join(kinds) or 'nothing'}"
+    kind = "openvino" if "openvino" in kinds else kinds[0] if kinds else "unknown"
+    if kind not in _RUNS:
+        known = "ONNX, OpenVINO IR and TFLite"
+        raise ModelError(f"{what}; this host runs {known}. Cure: {_CURES[kind]}")
+    if kind == "openvino":
+        if len(parts) != 2 or kinds.index("openvino") or kinds.count("openvino") != 1:
+            raise ModelError(f"{what}; OpenVINO IR has two parts: first the .xml, then the .bin")
+    elif len(parts) != 1:
+        raise ModelError(f"{what}; such a model has one part")
+    runs = _RUNS[kind]
+    if backend is not None and backend not in runs:
+        raise ModelError(f"{what}, which {backend} does not run here; {' and '.join(runs)} can")
+    backend = backend or runs[0]
+    try:
+        if backend in _FRAGILE and not trusted:
+            from edgelab.wasinn.backends.worker import WorkerGraph
+
+            return WorkerGraph(*parts, backend=backend, threads=threads)
+        return open_graph(backend, *parts, threads=threads)
+    except ImportError as error:
+        raise ModelError(
+            f"{what}, and {backend} is missing ({one_line(error)}). "
+            f"Cure: pip install 'edgelab[{backend}]'"
+        ) from None
+    except ModelError as error:
+        raise ModelError(f"{what}; {str(error).removeprefix('E3: ')}") from None
+
+
+def open_graph(backend: str, *parts: bytes, threads: int | None) -> Graph:
+    """Load a model with this backend, in this process."""
+    if backend == "onnxruntime":
         from edgelab.wasinn.backends.onnx import OnnxGraph
 
         return OnnxGraph(parts[0], threads)
-    raise ModelError(
-        f"E3: the guest says {claimed.name.lower()}, the {len(parts)} part(s) look like {kind}; "
-        "this host runs ONNX models of one part. Convert the model to ONNX."
-    )
+    if backend == "openvino":
+        from edgelab.wasinn.backends.openvino import OpenVinoGraph
+
+        return OpenVinoGraph(*parts, threads=threads)
+    from edgelab.wasinn.backends.litert import LiteRtGraph
+
+    return LiteRtGraph(parts[0], threads)
 
 
 def sniff(data: bytes) -> str:
@@ -104,10 +171,10 @@ def sniff(data: bytes) -> str:
     Returns
     -------
     str
-        ``"onnx"``, ``"openvino"``, ``"tensorflowlite"``, ``"pytorch"``, ``"gguf"``, ``"ort"`` or
-        ``"unknown"``.
+        ``"onnx"``, ``"openvino"``, ``"tensorflowlite"``, ``"tensorflow"``, ``"pytorch"``,
+        ``"gguf"``, ``"ort"`` or ``"unknown"``.
     """
-    from edgelab.wasinn.backends.onnx import looks_like_onnx
+    from edgelab.wasinn.backends.onnx import looks_like_onnx, outer_fields
 
     if data[4:8] == b"TFL3":
         return "tensorflowlite"
@@ -119,4 +186,9 @@ def sniff(data: bytes) -> str:
         return "pytorch"
     if data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"<?xml", b"<net")):
         return "openvino"
-    return "onnx" if looks_like_onnx(data) else "unknown"
+    if looks_like_onnx(data):
+        return "onnx"
+    fields = outer_fields(data)
+    saved_model = fields == {1: 0, 2: 2}  # a version and graphs
+    frozen_graph = fields.get(1) == fields.get(4) == 2 and set(fields) <= {1, 2, 3, 4}
+    return "tensorflow" if saved_model or frozen_graph else "unknown"

@@ -35,6 +35,10 @@ class OnnxGraph:
     threads : int, optional
         Threads for one operator. The default is the number of cores that this process may use.
 
+    Attributes
+    ----------
+    session : onnxruntime.InferenceSession
+
     Raises
     ------
     ModelError
@@ -44,27 +48,19 @@ class OnnxGraph:
     def __init__(self, model: bytes, threads: int | None = None) -> None:
         import onnxruntime
 
-        if not looks_like_onnx(model):
-            raise ModelError(
-                "E3: these bytes are not an ONNX model: damaged, cut off, or another format"
-            )
-        if _has_external_data(model):
-            raise ModelError(
-                "the model keeps weights in other files (external data), which is refused. Save it "
-                "as one file: onnx.save(onnx.load(path), path, save_as_external_data=False)"
-            )
-        self._session: Any
+        check_onnx(model)
+        self.session: Any
         try:
-            self._session = onnxruntime.InferenceSession(
+            self.session = onnxruntime.InferenceSession(
                 model,
                 session_options(threads),
                 providers=["CPUExecutionProvider"],
                 enable_fallback=0,  # it prints, and tries the same once more
                 read_config_from_model=0,
             )
-            self.inputs = tuple(_info(value) for value in self._session.get_inputs())
-            self.outputs = tuple(_info(value) for value in self._session.get_outputs())
-            self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+            self.inputs = tuple(_info(value) for value in self.session.get_inputs())
+            self.outputs = tuple(_info(value) for value in self.session.get_outputs())
+            self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         # The pybind module has a class for each status, none public; and a name may be no UTF-8.
         except Exception as error:
             raise ModelError(f"E3: ONNX Runtime refused the model: {one_line(error)}") from None
@@ -84,7 +80,7 @@ class OnnxContext:
 
     def __init__(self, graph: OnnxGraph) -> None:
         self._graph = graph
-        self._session = graph._session
+        self._session = graph.session
         self._binding = self._session.io_binding()
         self._outputs: list[NDArray[Any]] = []
         self._prepared = False
@@ -171,15 +167,40 @@ _ONNX = {
 }  # fmt: skip
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
 _MAX_DEPTH = 64
+_SMALL = 4096  # bytes
 
 
 def looks_like_onnx(data: bytes) -> bool:
     """Tell whether bytes have the outer form of an ONNX model: a version, opsets and a graph."""
-    try:
-        fields = {number: kind for number, kind, _ in _fields(memoryview(data))}
-    except ValueError:
-        return False
+    fields = outer_fields(data)
     return fields.get(1) == 0 and fields.get(7) == 2 and fields.get(8) == 2
+
+
+def outer_fields(data: bytes) -> dict[int, int]:
+    """Return field number → wire type of a protobuf message; nothing if it is none."""
+    try:
+        return {number: kind for number, kind, _ in _fields(data)}
+    except ValueError:
+        return {}
+
+
+def check_onnx(data: bytes) -> None:
+    """Refuse what is not one whole ONNX model, before a library opens the files it refers to.
+
+    Raises
+    ------
+    ModelError
+        If the bytes are no ONNX model, or keep weights in other files.
+    """
+    if not looks_like_onnx(data):
+        raise ModelError(
+            "E3: these bytes are not an ONNX model: damaged, cut off, or another format"
+        )
+    if _has_external_data(data):
+        raise ModelError(
+            "the model keeps weights in other files (external data), which is refused. Save it "
+            "as one file: onnx.save(onnx.load(path), path, save_as_external_data=False)"
+        )
 
 
 def onnx_metadata(data: bytes) -> dict[str, str]:
@@ -202,55 +223,64 @@ def onnx_metadata(data: bytes) -> dict[str, str]:
 
 
 def _has_external_data(data: bytes) -> bool:
-    # Each reference to a file has the key "location"; most models never say that word.
-    return b"location" in data and _refers_to_file(memoryview(data), "model", 0)
+    return _refers_to_file(data, 0, len(data), "model", 0)
 
 
-def _refers_to_file(data: memoryview, message: str, depth: int) -> bool:
+def _refers_to_file(data: bytes, at: int, end: int, message: str, depth: int) -> bool:
     if depth > _MAX_DEPTH:
         raise ModelError(f"the model nests deeper than {_MAX_DEPTH} levels; refused")
+    children = _ONNX.get(message, {})
     try:
-        for number, kind, value in _fields(data):
+        while at < end:
+            number, kind, value, at = _field(data, at, end)
             if message == "tensor":
                 if number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value == 1):
                     return True
-            elif kind == 2 and (child := _ONNX[message].get(number)):
-                assert isinstance(value, memoryview)
-                if _refers_to_file(value, child, depth + 1):
+            elif kind == 2 and (child := children.get(number)):
+                # Each reference to a file has the key "location". Large fields are mostly weights,
+                # where looking for the word would take longer than walking around them.
+                if at - value <= _SMALL and data.find(b"location", value, at) < 0:
+                    continue
+                if _refers_to_file(data, value, at, child, depth + 1):
                     return True
     except ValueError as error:
         raise ModelError(f"E3: damaged ONNX model: {error}") from None
     return False
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
+def _fields(data: bytes | memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
     """Yield (field number, wire type, value) of one protobuf message."""
-    at, end = 0, len(data)
+    at, end, view = 0, len(data), memoryview(data)
     while at < end:
-        tag, at = _varint(data, at)
-        number, kind = tag >> 3, tag & 7
-        value: int | memoryview
-        if kind == 0:
-            value, at = _varint(data, at)
-        elif kind == 2:
-            length, at = _varint(data, at)
-            value, at = data[at : at + length], at + length
-        elif kind in (1, 5):
-            value, at = 0, at + (8 if kind == 1 else 4)
-        else:
-            raise ValueError(f"wire type {kind} at byte {at}")
-        if at > end or number == 0:
-            raise ValueError(f"field {number} runs past the end")
-        yield number, kind, value
+        number, kind, value, at = _field(data, at, end)
+        yield number, kind, view[value:at] if kind == 2 else value
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
+def _field(data: bytes | memoryview, at: int, end: int) -> tuple[int, int, int, int]:
+    """Read one field: its number, its wire type, its value or where that starts, and its end."""
+    tag, at = _varint(data, at, end)
+    number, kind = tag >> 3, tag & 7
+    if kind == 0:
+        value, at = _varint(data, at, end)
+    elif kind == 2:
+        length, value = _varint(data, at, end)
+        at = value + length
+    elif kind in (1, 5):
+        value, at = 0, at + (8 if kind == 1 else 4)
+    else:
+        raise ValueError(f"wire type {kind} at byte {at}")
+    if at > end or number == 0:
+        raise ValueError(f"field {number} runs past the end")
+    return number, kind, value, at
+
+
+def _varint(data: bytes | memoryview, at: int, end: int) -> tuple[int, int]:
     value = shift = 0
-    while at < len(data) and shift < 64:
+    while at < end and shift < 64:
         byte = data[at]
-        value |= (byte & 0x7F) << shift
         at += 1
         if byte < 0x80:
-            return value, at
+            return value | byte << shift, at
+        value |= (byte & 0x7F) << shift
         shift += 7
     raise ValueError(f"cut off at byte {at}")
