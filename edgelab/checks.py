@@ -10,17 +10,25 @@ import functools
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
+from edgelab.aot import EngineConfig
+from edgelab.artifact import Artifact
 from edgelab.build import guest_path
 from edgelab.classify import Classifier
 from edgelab.datasets import SIGNS, Signs
 from edgelab.errors import BuildError, EdgelabError, LimitError, ToolchainError
 from edgelab.models import load
 from edgelab.pipeline import Pipeline
+from edgelab.preprocess import preprocess
 from edgelab.runtime import Guest, Limits
 from edgelab.snippet import compile_rust
+from edgelab.wasinn import Encoding, Errno, Target, WasiNN
+from edgelab.wasinn.abi import BUILDER, TENSOR
+from edgelab.wasinn.explain import Expectation, check_input, swap_colors
 
 _PAGE = 65536  # bytes of a page of Wasm memory
 
@@ -328,3 +336,256 @@ def _leak(answer: Any) -> str:
             f"after {what} these blocks are still allocated: {', '.join(watched.live.values())}.",
         )
     return "Right: every block goes back, also when the guest refuses the request."
+
+
+# --- 03 -------------------------------------------------------------------------------------------
+
+
+@_exercise(
+    "03-break-even",
+    "Write down the total after n starts, with ahead-of-time compilation and without. When is the "
+    "first one smaller?",
+    "once + n * with_aot < n * without, so n > once / (without - with_aot). n is a whole number, "
+    "and at equality nothing is saved yet.",
+    "if without <= with_aot: return math.inf; return math.floor(once / (without - with_aot)) + 1",
+)
+def _break_even(answer: Any) -> str:
+    cases = ((4000, 30, 800), (100, 1, 11), (80, 1, 80), (1, 1, 2.5), (5, 3, 3), (5, 4, 3))
+    for once, with_aot, without in cases:
+        got = answer(once, with_aot, without)
+        _require(got is not ..., "your function returns the dots. Replace them.")
+        case, saved = f"break_even({once}, {with_aot}, {without})", without - with_aot
+        if saved <= 0:
+            _require(
+                got == math.inf,
+                f"{case}: with AOT no start is faster, so it never pays: that is math.inf. Yours "
+                f"is {got!r}.",
+            )
+            continue
+        want = math.floor(once / saved) + 1
+        _require(
+            got == want,
+            f"{case}: after {want} starts it is {once + want * with_aot:g} ms with AOT and "
+            f"{want * without:g} without; after {want - 1} it is "
+            f"{once + (want - 1) * with_aot:g} and {(want - 1) * without:g}. So it is {want}; "
+            f"yours is {got!r}.",
+        )
+    return (
+        "Right. What is done once pays by the number of starts, and not at all if none is faster."
+    )
+
+
+@_exercise(
+    "03-reasons",
+    "Compare three fields of both: machine, wasmtime, features. One file may have several faults.",
+    "A feature that the CPU has and the code does not use is no fault: look for what is in "
+    "artifact.features and not in here.features. Bytecode is for every machine.",
+    'P5: not artifact.machine.startswith("pulley") and artifact.machine != here.machine. '
+    "E6: artifact.wasmtime != here.wasmtime. E10: set(artifact.features) - set(here.features).",
+)
+def _reasons(answer: Any) -> str:
+    triple = "x86_64-unknown-linux-gnu"
+    here = Artifact("module", "x86_64", "50", triple, ("has_avx2", "has_sse3"), 4096)
+    arm = replace(here, machine="aarch64", target="aarch64-unknown-linux-gnu", features=())
+    bytecode = replace(here, machine="pulley64", target="pulley64-unknown", features=())
+    newer_cpu = replace(here, features=("has_avx2", "has_avx512f", "has_sse3"))
+    cases: tuple[tuple[Artifact, set[str], str], ...] = (
+        (here, set(), "code of this very machine"),
+        (replace(here, features=("has_sse3",)), set(), "code that does not use all of this CPU"),
+        (arm, {"P5"}, "code of another architecture"),
+        (replace(here, wasmtime="49"), {"E6"}, "code of an older wasmtime"),
+        (newer_cpu, {"E10"}, "code that uses has_avx512f, which is not here"),
+        (replace(newer_cpu, wasmtime="51"), {"E6", "E10"}, "a newer wasmtime, and has_avx512f"),
+        (replace(arm, wasmtime="49"), {"P5", "E6"}, "another architecture, an older wasmtime"),
+        (bytecode, set(), "bytecode"),
+        (replace(bytecode, wasmtime="49"), {"E6"}, "bytecode of an older wasmtime"),
+    )
+
+    def fields(of: Artifact) -> str:
+        return f"{of.machine}, wasmtime {of.wasmtime}, {' '.join(of.features) or 'no features'}"
+
+    for artifact, want, what in cases:
+        got = answer(artifact, here)
+        _require(got is not ..., "your function returns the dots. Replace them.")
+        _require(
+            isinstance(got, (set, frozenset)) and got == want,
+            f"{what}: the set is {want or 'empty'}; yours is {got!r}. "
+            f"The code: {fields(artifact)}. Here: {fields(here)}.",
+        )
+    return "Right: P5, E6 and E10 stand in the header, and nothing of the code had to run."
+
+
+@_exercise(
+    "03-key",
+    "The same module, compiled with EngineConfig(fuel=True), is other code. Does your key change?",
+    "All that the code depends on: the module's bytes, the configuration, and what stands in "
+    "`here`. Nothing that changes by itself, such as the time or a file's name.",
+    "return hashlib.sha256(repr((wasm, config, here)).encode()).hexdigest()",
+)
+def _key(answer: Any) -> str:
+    wasm, config = b"\0asm\1\0\0\0", EngineConfig()
+    here = Artifact("module", "x86_64", "50", "x86_64-unknown-linux-gnu", ("has_sse3",), 0)
+    key = answer(wasm, config, here)
+    _require(key is not ..., "your function returns the dots. Replace them.")
+    _require(isinstance(key, str), f"a key is a str; yours is {key!r:.80}.")
+    _require(
+        len(key) <= 100 and key.isalnum(),
+        f"the key names a file, so letters and digits, at most 100; yours is {key!r:.100}.",
+    )
+    _require(
+        answer(bytes(bytearray(wasm)), replace(config), replace(here)) == key,
+        "the same module, configuration and machine give another key the second time: nothing "
+        "would ever be found again.",
+    )
+    arm = replace(here, machine="aarch64", target="aarch64-unknown-linux-gnu")
+    others: tuple[tuple[str, bytes, EngineConfig, Artifact], ...] = (
+        ("another module of the same length", b"\0asm\1\0\0\1", config, here),
+        ("fuel=True", wasm, replace(config, fuel=True), here),
+        ("optimize=False", wasm, replace(config, optimize=False), here),
+        ("flags=('has_avx2',)", wasm, replace(config, flags=("has_avx2",)), here),
+        ("another wasmtime (E6)", wasm, config, replace(here, wasmtime="49")),
+        ("a CPU without has_sse3 (E10)", wasm, config, replace(here, features=())),
+        ("another machine (P5)", wasm, config, arm),
+    )
+    seen = {key: "the plain module here"}
+    for what, *arguments in others:
+        other = answer(*arguments)
+        _require(
+            other not in seen,
+            f"the key for {what} is also the key for {seen.get(other)}: the cache would give code "
+            "that does not fit.",
+        )
+        seen[other] = what
+    return "Right: another key for all that makes other code, and the same key otherwise."
+
+
+# --- 04 -------------------------------------------------------------------------------------------
+
+
+@_exercise(
+    "04-pack",
+    "Five fields, and 20 bytes. The type takes one byte, and a pointer must begin at a multiple of "
+    "four: how many bytes lie between them?",
+    "struct.pack with '<' adds no padding by itself. In its format, I is a u32, B is a byte, and "
+    "3x is three bytes of padding.",
+    "return struct.pack('<IIB3xII', dims_at, rank, kind, data_at, size)",
+)
+def _pack(answer: Any) -> str:
+    places = {"dims pointer": 0, "dims length": 4, "data pointer": 12, "data length": 16}
+    for case in ((0x20, 4, 1, 0x1000, 602_112), (0xFFFF0000, 2, 5, 0x80000000, 0x01020304)):
+        got = answer(*case)
+        _require(got is not ..., "your function returns the dots. Replace them.")
+        _require(isinstance(got, bytes), f"need bytes, got {type(got).__name__}.")
+        _require(
+            len(got) == TENSOR.size,
+            f"a tensor has {TENSOR.size} bytes, yours has {len(got)}."
+            + (" The three bytes of padding are missing." if len(got) == 17 else ""),
+        )
+        dims_at, rank, kind, data_at, size = case
+        for (name, place), want in zip(places.items(), (dims_at, rank, data_at, size), strict=True):
+            seen = int.from_bytes(got[place : place + 4], "little")
+            _require(
+                seen == want,
+                f"at offset {place} the host reads the {name}: it sees {seen:#x}, where you mean "
+                f"{want:#x}."
+                + (" Your bytes are big-endian." if seen == _swapped(want) != want else ""),
+            )
+        _require(
+            got[8] == kind, f"at offset 8 the host reads the type: it sees {got[8]}, not {kind}."
+        )
+    return "Right: 4 + 4 + 1 + 3 + 4 + 4 = 20 bytes, and a host can read them."
+
+
+def _swapped(number: int) -> int:
+    return int.from_bytes(number.to_bytes(4, "little"), "big")
+
+
+@_exercise(
+    "04-prepare",
+    "Don't guess. For each render, write prepare(render.image) to the model's input, compute, and "
+    "print nn.explain(instance): see its findings, and what it says about red and blue.",
+    "In a context of its own, explain several renders, one after the other. The evidence adds up, "
+    "and then the finding has the kind 'color'.",
+    "Picture libraries differ: some give red, green, blue, others blue, green, red. The pixels of "
+    "this one have red at place 0 already, so take the channels in the order (0, 1, 2).",
+)
+def _prepare(answer: Any) -> str:
+    spec = load("signs").spec
+    wants = Expectation.from_metadata(spec.to_metadata())
+    assert wants is not None
+    for place in (9, 17, 31):
+        image = Signs("test", 64)[place].image
+        want = preprocess(image, spec)
+        got = answer(image)
+        _require(isinstance(got, np.ndarray), f"need an array, got {type(got).__name__}.")
+        _require(
+            got.shape == want.shape and got.dtype == want.dtype,
+            f"the model takes {want.dtype} {list(want.shape)}, you give {got.dtype} "
+            f"{list(got.shape)}.",
+        )
+        if np.allclose(got, want, atol=1e-3):
+            continue
+        seen = check_input(got, wants)
+        _require(not seen, " ".join(str(finding) for finding in seen or ()))
+        _require(
+            not np.allclose(swap_colors(got, wants), want, atol=1e-3),
+            f"render {place} reaches the model with another colour: its numbers look healthy, but "
+            "two of its channels are not where the model wants them.",
+        )
+        raise _NotYet(f"render {place} differs from what the model was trained on.")
+    return (
+        "Right: red, green, blue. No number betrayed it; only the model, asked about several "
+        "pictures, could tell."
+    )
+
+
+@_exercise(
+    "04-needed",
+    "get_output writes the size that it needs also when it refuses. Which of its arguments says "
+    "how much room there is, and which one where that size goes?",
+    "Call $get_output with the context, output 0, some address, 0 bytes of room, and a free place "
+    "for the size, such as 0x60. Its errno has to go somewhere: (drop …).",
+    "(drop (call $get_output (local.get $context) (i32.const 0) (i32.const 0x100) (i32.const 0) "
+    "(i32.const 0x60))) (i32.load (i32.const 0x60))",
+)
+def _needed(answer: Any) -> str:
+    model = load("signs")
+    _require(isinstance(answer, str), f"need WAT as a str, got {type(answer).__name__}.")
+    nn = WasiNN(threads=1)
+    instance = Guest(answer.strip().encode(), host=[nn]).instantiate(limits=Limits(seconds=5))
+    memory, spare, data = instance.memory, len(instance.memory) - 64, 0x1000
+
+    def call(name: str, *arguments: int) -> None:
+        _require(instance.call(name, *arguments) == 0, f"{name} failed: {' '.join(nn.errors)}")
+
+    def handle(name: str, *arguments: int) -> int:
+        call(name, *arguments, spare)
+        return int.from_bytes(memory.read(spare, 4), "little")
+
+    memory.write(data, model.data)
+    memory.write(spare + 8, BUILDER.pack(data, model.size_bytes))
+    graph = handle("load", spare + 8, 1, Encoding.ONNX, Target.CPU)
+    for batch in (1, 3):
+        context = handle("init_execution_context", graph)
+        shape = (batch, 3, model.spec.crop, model.spec.crop)
+        memory.write(spare + 16, np.array(shape, "<u4").tobytes())
+        memory.array(data, shape, np.float32)[:] = 0
+        tensor = TENSOR.pack(spare + 16, len(shape), 1, data, 4 * math.prod(shape))
+        memory.write(spare + 32, tensor)
+        call("set_input", context, 0, spare + 32)
+        call("compute", context)
+        nn.errors.clear()
+        got, want = instance.call("needed", context), 4 * batch * len(model.spec.labels)
+        said = [line for line in nn.errors if line.startswith("get_output")]
+        _require(
+            got == want,
+            f"with {batch} picture(s) the output has {want} bytes; needed() says {got}."
+            + (f" The host heard: {said[-1]}." if said else " The host heard no get_output fail.")
+            + (" That is the errno, not the size." if got == Errno.TOO_LARGE else ""),
+        )
+    _require(
+        any("too_large" in line for line in said),
+        "the size is right, but your buffer was large enough for all of the output. Ask with no "
+        "room.",
+    )
+    return "Right: refused, and told how much room it takes. A guest can ask first, then allocate."

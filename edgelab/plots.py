@@ -380,6 +380,170 @@ def one_call() -> Plot:
     )
 
 
+def start_up() -> Plot:
+    """What is done once and what at each start, for a module and for a model."""
+    figure = Figure((_WIDTH, 2.9))
+    axes = _blank(figure, 16, 5.8)
+    axes.add_patch(Rectangle((0.2, 0.15), 6.9, 5.5, facecolor=GREY, alpha=0.15, lw=0))
+    axes.text(3.65, 5.15, "once, ahead of time", ha="center", fontsize=10, weight="bold")
+    axes.text(11.6, 5.15, "at each start", ha="center", fontsize=10, weight="bold")
+    for y, colour, name in ((3.0, ORANGE, "the module"), (0.6, GREEN, "the model")):
+        axes.text(0.7, y + 1.3, name, fontsize=10)
+        axes.add_patch(
+            Rectangle((0.2, y - 0.2), 0.2, 1.9, facecolor=colour, hatch=_HATCHES[colour], alpha=0.6)
+        )
+    _box(axes, 0.7, 3.0, 1.4, 1.0, ORANGE, ".wasm")
+    _box(axes, 3.9, 3.0, 2.4, 1.0, ORANGE, "machine code")
+    _box(axes, 8.9, 3.0, 1.6, 1.0, ORANGE, "module")
+    _box(axes, 12.3, 3.0, 1.7, 1.0, ORANGE, "instance")
+    _box(axes, 3.9, 0.6, 2.4, 1.0, GREEN, "model file")
+    _box(axes, 12.3, 0.6, 1.7, 1.0, GREEN, "session")
+    axes.text(15.1, 2.3, "answer", ha="center", va="center", fontsize=10, weight="bold")
+    _arrow(axes, (2.1, 3.5), (3.9, 3.5), "compile")
+    _arrow(axes, (6.3, 3.5), (8.9, 3.5), "load")
+    _arrow(axes, (10.5, 3.5), (12.3, 3.5), "instantiate")
+    _arrow(axes, (14.0, 3.5), (15.1, 2.6), "call")
+    _arrow(axes, (6.3, 1.1), (12.3, 1.1), "load: parse, optimise, allocate")
+    _arrow(axes, (14.0, 1.1), (15.1, 2.0), "infer")
+    rows = (
+        ("compile", "module", ".wasm → machine code", "once, if ahead of time"),
+        ("load", "module", "machine code → module", "at each start"),
+        ("instantiate", "module", "module → instance with fresh memory", "at each start"),
+        ("load", "model", "model file → session of the backend", "at each start"),
+        ("call, infer", "both", "the first answer", "at each start"),
+    )
+    return _plot(
+        figure,
+        "Two ways to the first answer. The module's: compile, load, instantiate, call; only "
+        "compiling moves to the time before the start. The model's: all of its loading is done at "
+        "each start.",
+        Table("From files to the first answer", ("step", "of", "what", "when"), rows),
+    )
+
+
+def parts(rows: Mapping[str, Mapping[str, float]], *, title: str, unit: str = "ms") -> Plot:
+    """Show what a few numbers are made of.
+
+    Parameters
+    ----------
+    rows : mapping of str to mapping of str to float
+        Name → its parts, at most four, whose names are the same in all rows.
+    title : str
+    unit : str
+    """
+    names = list(next(iter(rows.values())))
+    figure = Figure((_WIDTH, 1.3 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    left = [0.0] * len(rows)
+    for name, colour in zip(names, (BLUE, ORANGE, GREEN, GREY), strict=False):
+        widths = [row[name] for row in rows.values()]
+        axes.barh(
+            list(rows), widths, left=left, height=0.6, label=name, color=colour,
+            hatch=_HATCHES[colour], edgecolor="black", lw=0.5,
+        )  # fmt: skip
+        left = [sum(pair) for pair in zip(left, widths, strict=True)]
+    for place, total in enumerate(left):
+        axes.annotate(
+            f"{total:,.4g}", (total, place), (4, 0), textcoords="offset points",
+            va="center", fontsize=9,
+        )  # fmt: skip
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set(xlabel=unit)
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=len(names), frameon=False, fontsize=9)
+    cells = tuple(
+        (row, *(f"{numbers[name]:,.4g}" for name in names), f"{total:,.4g}")
+        for (row, numbers), total in zip(rows.items(), left, strict=True)
+    )
+    return _plot(
+        figure,
+        f"Stacked bars: {title}. Each is made of {', '.join(names)}.",
+        Table(f"{title} ({unit})", ("", *names, "total"), cells),
+    )
+
+
+def nn_calls() -> Plot:
+    """The five calls of WASI-NN: who asks whom, and what happens there."""
+    calls = (
+        ("load", "model bytes", "a graph", "the host finds the backend, which builds the model"),
+        ("init_execution_context", "graph", "a context", "the backend prepares a run"),
+        ("set_input", "context, tensor", "", "the host checks the tensor and notes where it lies"),
+        ("compute", "context", "", "the backend reads the tensor there, and runs natively"),
+        ("get_output", "context, buffer", "its size", "the host copies the result to the guest"),
+    )
+    figure = Figure((_WIDTH, 3.6))
+    axes = _blank(figure, 16, 7.2)
+    lanes = ((1.5, ORANGE, "guest"), (6.3, BLUE, "host"), (8.6, GREEN, "backend"))
+    for x, colour, name in lanes:
+        axes.plot((x, x), (0.2, 6.3), color=colour, lw=3, solid_capstyle="butt")
+        _box(axes, x - 0.95, 6.3, 1.9, 0.7, colour, name)
+    for row, (name, _, _, what) in enumerate(calls):
+        y = 5.5 - row * 1.2
+        _arrow(axes, (1.6, y), (6.2, y), name)
+        if name in ("load", "init_execution_context", "compute"):
+            axes.annotate("", (8.5, y), (6.4, y), arrowprops={"arrowstyle": "-|>", "lw": 1.4})
+        axes.text(0.6, y, str(row + 1), va="center", ha="center", fontsize=10, weight="bold")
+        axes.text(9.0, y, what, va="center", fontsize=8.5)
+    rows = tuple((row + 1, *call) for row, call in enumerate(calls))
+    return _plot(
+        figure,
+        "Five calls go from the guest to the host: load, init_execution_context, set_input, "
+        "compute, get_output. For load, init_execution_context and compute the host asks the "
+        "backend, which runs natively.",
+        Table("The five calls", ("", "call", "takes", "gives, beside the errno", "what"), rows),
+    )
+
+
+def tensor_struct(raw: bytes, address: int) -> Plot:
+    """Show the 20 bytes with which a guest describes a tensor.
+
+    Parameters
+    ----------
+    raw : bytes
+        Those 20 bytes.
+    address : int
+        Where they lie in the guest's memory.
+    """
+    names = ("dims: pointer", "dims: length", "type", "padding", "data: pointer", "data: length")
+    sizes, colours = (4, 4, 1, 3, 4, 4), (BLUE, BLUE, GREEN, GREY, ORANGE, ORANGE)
+    figure = Figure((_WIDTH, 1.4))
+    axes = _blank(figure, 20.6, 3.6)
+    at, rows = 0, []
+    for name, size, colour in zip(names, sizes, colours, strict=True):
+        field, value = raw[at : at + size], int.from_bytes(raw[at : at + size], "little")
+        shown = "not read" if name == "padding" else f"{value:#x}" if "pointer" in name else value
+        for k, byte in enumerate(field):
+            axes.add_patch(
+                Rectangle(
+                    (at + k + 0.3, 1.5), 1, 1.1, facecolor=colour, alpha=0.25,
+                    edgecolor="black", hatch=_HATCHES[colour], lw=0.5,
+                )
+            )  # fmt: skip
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+            axes.text(at + k + 0.8, 2.05, f"{byte:02x}", ha="center", va="center", fontsize=9,
+                      family="monospace", bbox=box)  # fmt: skip
+        axes.add_patch(
+            Rectangle((at + 0.3, 1.5), size, 1.1, facecolor="none", edgecolor="black", lw=1.8)
+        )
+        middle = at + size / 2 + 0.3
+        axes.text(middle, 3.0, name, ha="center", va="center", fontsize=9)
+        axes.text(middle, 0.95, f"{shown:,}" if isinstance(shown, int) else shown, ha="center",
+                  va="center", fontsize=9, weight="bold")  # fmt: skip
+        axes.text(at + 0.3, 0.3, f"+{at}", ha="left", va="center", fontsize=8, color="#555555")
+        rows.append((name, at, size, field.hex(" "), shown))
+        at += size
+    return _plot(
+        figure,
+        f"The 20 bytes of a tensor at {address:#x}: pointer and length of the dimensions, one byte "
+        "for the type, three bytes of padding, pointer and length of the data.",
+        Table(
+            f"The tensor at {address:#x}", ("field", "offset", "bytes", "hex", "value"), tuple(rows)
+        ),
+    )
+
+
 def stacked(*plots: Plot) -> Plot:
     """Put figures one below the other; the table is the last one's."""
     from PIL import Image
