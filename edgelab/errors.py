@@ -41,5 +41,9 @@ class DownloadError(EdgelabError):
 
 
 def one_line(error: BaseException) -> str:
-    """Return another library's message, fit to be quoted in ours: one line, 300 characters."""
-    return " ".join(str(error).split())[:300]
+    """Return another library's message, fit to be quoted in ours: one line, 300 characters.
+
+    It may quote names from a file in turn, and those must not command the reader's terminal.
+    """
+    text = " ".join(str(error).split())[:300]
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

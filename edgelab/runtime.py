@@ -450,6 +450,11 @@ class Sandbox:
         ffi.wasmtime_store_epoch_deadline_callback(self._store.ptr(), _on_tick, None, _NO_FINALIZER)
         _ticker.engines.add(engine)
 
+    @property
+    def deadline(self) -> float:
+        """When the running call has to be over, as `time.monotonic` counts."""
+        return self._deadline
+
     def _enter(self, thread: _Thread) -> Sandbox | None:
         """Arm the wall-time limit and become the instance that host functions see."""
         if self._dead is not None:

@@ -310,6 +310,9 @@ class Probe:
     def compute(self) -> None:
         self._fail("compute")
 
+    def stop(self) -> None:
+        pass
+
     def output(self, index: int) -> NDArray[Any]:
         return np.array(index + 5, np.float32)
 

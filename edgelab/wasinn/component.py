@@ -30,7 +30,7 @@ from edgelab.runtime import _NO_FINALIZER, Limits, Sandbox, _local, _stop
 from edgelab.wasinn.abi import MAX_DIMS, Encoding, Errno, NNError, Target
 from edgelab.wasinn.backends import Context, Graph, load_graph
 from edgelab.wasinn.explain import check_fit
-from edgelab.wasinn.host import WasiNN, _as_bytes, _backend_failed, _check_target
+from edgelab.wasinn.host import WasiNN, _as_bytes, _backend_failed, _check_target, compute
 from edgelab.wasinn.values import (
     Codec,
     UnsupportedType,
@@ -761,10 +761,9 @@ def _compute(
         _bind(graph, context, place, tensor)
     if missing:
         raise NNError(Errno.INVALID_ARGUMENT, f"compute without {sorted(missing)}")
-    try:
-        context.compute()
-    except Exception as error:
-        raise _backend_failed(error) from None
+    running = _local.thread.instance
+    assert running is not None  # whose call this is
+    compute(context, running.deadline)
     outputs = []
     for place, info in enumerate(graph.outputs):
         array = context.output(place)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import os
 import threading
+import time
 import warnings
 import weakref
 from collections import deque
@@ -23,6 +25,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelab.aot import available_cores
 from edgelab.errors import GuestError, ModelError, one_line
 from edgelab.runtime import Guest, Instance
 from edgelab.wasinn.abi import (
@@ -320,7 +323,9 @@ class WasiNN:
         if threads is None or not isinstance(model, (bytes, str, Path, tuple)):
             self._add_graph(instance, lambda: self.graph(name), out)
         else:
-            self._add_graph(instance, lambda: self._load_named(name, model, threads), out)
+            # A guest may ask for less than its share, not for more.
+            at_most = min(threads, self._threads or available_cores())
+            self._add_graph(instance, lambda: self._load_named(name, model, at_most), out)
 
     def _name(self, instance: Instance, pointer: int, length: int) -> str:
         """Read a model's name, which must be one that the host offers."""
@@ -435,7 +440,7 @@ class WasiNN:
                 fitting[0][1],
             )
         table, dtype = fitting[0]
-        if DTYPES.get(code) != OLD_DTYPES.get(code):
+        if dtype == wanted and DTYPES.get(code) != OLD_DTYPES.get(code):
             if table is DTYPES:
                 guest.era = Era.CRATE_0_6
             else:  # the module's words tell 0.5, whose errors are those of 0.6, from those before
@@ -457,10 +462,7 @@ class WasiNN:
             missing = [i.name for k, i in enumerate(inputs) if k not in execution.bound]
             raise NNError(Errno.INVALID_ARGUMENT, f"compute before set_input of {missing}")
         execution.computed = False
-        try:
-            execution.context.compute()
-        except Exception as error:
-            raise _backend_failed(error) from None
+        compute(execution.context, instance.deadline)
         execution.computed = True
         self._guest(instance).last = execution
         if not execution.looked:
@@ -610,6 +612,23 @@ def _as_bytes(array: NDArray[Any], info: TensorInfo) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
+def compute(context: Context, deadline: float) -> None:
+    """Run a model, and stop it at `deadline` (of `time.monotonic`) if its backend can be stopped.
+
+    Raises
+    ------
+    NNError
+        If the model fails, or is stopped.
+    """
+    _watch.begin(context, deadline)
+    try:
+        context.compute()
+    except Exception as error:
+        raise _backend_failed(error) from None
+    finally:
+        _watch.end(context)
+
+
 def _backend_failed(error: Exception) -> NNError:
     """Put whatever a backend's library raises into one line."""
     return NNError(Errno.RUNTIME_ERROR, one_line(error))
@@ -623,3 +642,59 @@ def _check_target(target: int) -> None:
             Errno.UNSUPPORTED_OPERATION,
             f"target {Target(target).name.lower()} is not available; this host runs on the CPU",
         )
+
+
+class _Watch:
+    """A thread that stops models which compute for longer than their guest may run.
+
+    The time limit stops guest code, and a model is not guest code. One with an endless loop would
+    hold its thread for ever, and Ctrl-C with it.
+    """
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew: a fork leaves the thread behind, and the locks as they were."""
+        self._running: dict[Context, float] = {}
+        self._lock = threading.Lock()
+        self._bell = threading.Semaphore(0)
+        self._awake = self._fresh = False
+        self._thread: threading.Thread | None = None
+
+    def begin(self, context: Context, deadline: float) -> None:
+        """Stop `context` at `deadline`, unless it ends before."""
+        with self._lock:
+            self._running[context] = deadline
+            self._fresh = True
+            if self._awake:  # as it is while models run one after the other
+                return
+            self._awake = True
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="edgelab-watch", daemon=True)
+            self._thread.start()
+        self._bell.release()
+
+    def end(self, context: Context) -> None:
+        """Leave `context` alone."""
+        with self._lock:
+            self._running.pop(context, None)  # a fork may have emptied it
+
+    def _run(self) -> None:
+        while True:
+            self._bell.acquire()
+            while self._awake:
+                time.sleep(_WATCH_S)
+                now = time.monotonic()
+                with self._lock:  # so that what was stopped is still at work
+                    for context, deadline in self._running.items():
+                        if now >= deadline:
+                            context.stop()
+                    self._awake = self._fresh or bool(self._running)
+                    self._fresh = False
+
+
+_WATCH_S = 0.02
+_watch = _Watch()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_watch.restart)

@@ -50,6 +50,9 @@ class Context(Protocol):
     def compute(self) -> None:
         """Run the model on the bound inputs."""
 
+    def stop(self) -> None:
+        """Make a `compute` that runs in another thread fail soon, if the library can do that."""
+
     def output(self, index: int) -> NDArray[Any]:
         """Return output `index` of the last `compute`, C-contiguous; valid until the next one."""
 

@@ -117,6 +117,9 @@ class LiteRtContext:
         except Exception as error:
             raise ModelError(f"LiteRT failed: {one_line(error)}") from None
 
+    def stop(self) -> None:
+        """Do nothing: an interpreter can't be stopped. In a worker it can."""
+
     def output(self, index: int) -> NDArray[Any]:
         """Return output `index` of the last `compute`; empty if its type has no NumPy form."""
         return self._outputs[index]

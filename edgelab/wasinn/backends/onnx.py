@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -79,9 +80,14 @@ class OnnxContext:
     """One IO binding: inputs read from where they are, outputs kept and reused."""
 
     def __init__(self, graph: OnnxGraph) -> None:
+        import onnxruntime
+
         self._graph = graph
         self._session = graph.session
         self._binding = self._session.io_binding()
+        self._options = onnxruntime.RunOptions()
+        # To look for an entry that is not there would take longer than a small model.
+        self._options.add_run_config_entry("gpu_graph_id", "-1")
         self._outputs: list[NDArray[Any]] = []
         self._prepared = False
         self._shapes: dict[int, tuple[int, ...]] = {}
@@ -98,11 +104,14 @@ class OnnxContext:
 
     def compute(self) -> None:
         """Run the model on the bound inputs."""
+        self._options.terminate = False
         if self._prepared:
             try:
                 self._run()
                 return
             except Exception:  # perhaps its shapes depend on the data all the same
+                if self._options.terminate:
+                    raise
                 self._prepared = self._graph._fixed_outputs = False
         self._binding.clear_binding_outputs()
         for info in self._graph.outputs:
@@ -119,7 +128,11 @@ class OnnxContext:
             self._prepared = True
 
     def _run(self) -> None:
-        self._session.run_with_iobinding(self._binding)
+        self._session.run_with_iobinding(self._binding, self._options)
+
+    def stop(self) -> None:
+        """Make a `compute` that runs in another thread fail at its next operator."""
+        self._options.terminate = True
 
     def output(self, index: int) -> NDArray[Any]:
         """Return output `index` of the last `compute`."""
@@ -167,6 +180,7 @@ _ONNX = {
 }  # fmt: skip
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
 _MAX_DEPTH = 64
+_MAX_FIELDS = 2_000_000  # models of 100,000 operators have fewer
 _SMALL = 4096  # bytes
 
 
@@ -179,7 +193,8 @@ def looks_like_onnx(data: bytes) -> bool:
 def outer_fields(data: bytes) -> dict[int, int]:
     """Return field number → wire type of a protobuf message; nothing if it is none."""
     try:
-        return {number: kind for number, kind, _ in _fields(data)}
+        start = itertools.islice(_fields(data), _MAX_FIELDS)
+        return {number: kind for number, kind, _ in start}
     except ValueError:
         return {}
 
@@ -223,16 +238,20 @@ def onnx_metadata(data: bytes) -> dict[str, str]:
 
 
 def _has_external_data(data: bytes) -> bool:
-    return _refers_to_file(data, 0, len(data), "model", 0)
+    return _refers_to_file(data, 0, len(data), "model", 0, itertools.count())
 
 
-def _refers_to_file(data: bytes, at: int, end: int, message: str, depth: int) -> bool:
+def _refers_to_file(
+    data: bytes, at: int, end: int, message: str, depth: int, seen: Iterator[int]
+) -> bool:
     if depth > _MAX_DEPTH:
         raise ModelError(f"the model nests deeper than {_MAX_DEPTH} levels; refused")
     children = _ONNX.get(message, {})
     try:
         while at < end:
             number, kind, value, at = _field(data, at, end)
+            if next(seen) >= _MAX_FIELDS:  # to walk on could take minutes
+                raise ModelError(f"the model has more than {_MAX_FIELDS:,} fields; refused")
             if message == "tensor":
                 if number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value == 1):
                     return True
@@ -241,7 +260,7 @@ def _refers_to_file(data: bytes, at: int, end: int, message: str, depth: int) ->
                 # where looking for the word would take longer than walking around them.
                 if at - value <= _SMALL and data.find(b"location", value, at) < 0:
                     continue
-                if _refers_to_file(data, value, at, child, depth + 1):
+                if _refers_to_file(data, value, at, child, depth + 1, seen):
                     return True
     except ValueError as error:
         raise ModelError(f"E3: damaged ONNX model: {error}") from None

@@ -131,6 +131,9 @@ class OpenVinoContext:
             array = array.copy()
         return array
 
+    def stop(self) -> None:
+        """Do nothing: an inference here can't be stopped. In a worker it can."""
+
     def output(self, index: int) -> NDArray[Any]:
         """Return output `index` of the last `compute`; empty if its type has no NumPy form."""
         return self._outputs[index]

@@ -165,6 +165,10 @@ class WorkerContext:
         """
         self._outputs = self._graph._run(self._number, self._inputs)
 
+    def stop(self) -> None:
+        """End the process that runs the model; all contexts of the model end with it."""
+        self._graph._process.kill()
+
     def output(self, index: int) -> NDArray[Any]:
         """Return output `index` of the last `compute`."""
         return self._outputs[index]
