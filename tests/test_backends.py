@@ -568,17 +568,22 @@ def test_litert_passes_complex_numbers_over(load: Load) -> None:
     assert client.output(context, 1).tolist() == [-1, -2]
 
 
-@pytest.mark.parametrize("field", ["name", "buffer"])
-def test_damaged_tflite_metadata_are_passed_over(load: Load, field: str) -> None:
+@pytest.mark.parametrize(
+    ("field", "value", "kept"),
+    [("name", None, {}), ("buffer", 1 << 20, {}), ("buffer", 0, {"bad": ""})],
+)
+def test_damaged_tflite_metadata_are_passed_over(
+    load: Load, field: str, value: Any, kept: dict[str, str]
+) -> None:
     needs("litert")
     import tflite
 
     def damage(model: Any) -> None:
-        setattr(model.metadata[0], field, {"name": None, "buffer": 1 << 20}[field])
+        setattr(model.metadata[0], field, value)
 
-    facts = {"bad": b"1", "good": b"2", "empty": b""}
-    model = tflite.changed(double_lite(np.float32, (3,), **facts), damage)
-    assert load("litert", b"", lambda: model).metadata == {"good": "2", "empty": ""}
+    model = double_lite(np.float32, (3,), bad=b"1", good=b"2", empty=b"")
+    graph = load("litert", b"", lambda: tflite.changed(model, damage))
+    assert graph.metadata == {**kept, "good": "2", "empty": ""}
 
 
 def test_quantized_tensors_pass_as_they_are(load: Load) -> None:

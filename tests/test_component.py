@@ -514,6 +514,25 @@ def test_an_instance_serves_one_thread_at_a_time(wasm: Path) -> None:
     assert client("unload", model)
 
 
+def test_a_model_without_end_is_stopped(wasm: Path) -> None:
+    from test_hostile import loop_model
+
+    nn = WasiNN({"endless": loop_model(None)}, threads=1)
+    client = Client(wasm, nn, Limits(seconds=1))
+    model, got = client("load-by-name", "endless"), list[str]()
+
+    def call() -> None:
+        with pytest.raises((ComponentError, LimitError)) as caught:
+            client("compute", model, [("x", np.ones(1, np.float32))])
+        got.append(str(caught.value))
+
+    thread = threading.Thread(target=call, daemon=True)  # one that the test can give up
+    thread.start()
+    thread.join(100)
+    assert "terminate flag" in nn.errors[-1]
+    assert len(got) == 1
+
+
 def test_machine_code_comes_from_the_cache(
     wasm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,8 +131,6 @@ class WorkerGraph:
 
     def _fail(self, what: str) -> NoReturn:
         """Give the worker up, and say why."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1)  # if it died, of what?
         self._end()
         code = self._process.returncode
         how = signal.strsignal(-code) if code < 0 else f"exit code {code}"
