@@ -70,8 +70,8 @@ class NNLimits:
 
     Notes
     -----
-    What a model takes while it loads and runs, time included, is the backend's and has no limit
-    here. Run models that you don't trust in a process of their own.
+    A model that computes past the guest's time limit is stopped, if its backend can be: ONNX Runtime
+    can. Its memory, and what loading takes, have no limit in this process.
     """
 
     graphs: int = 16
