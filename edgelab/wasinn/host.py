@@ -70,8 +70,8 @@ class NNLimits:
 
     Notes
     -----
-    A model that computes past the guest's time limit is stopped, if its backend can be: ONNX Runtime
-    can. Its memory, and what loading takes, have no limit in this process.
+    A model that computes past the guest's time limit is stopped, if its backend can be; ONNX
+    Runtime can. Its memory, and what loading takes, have no limit in this process.
     """
 
     graphs: int = 16
