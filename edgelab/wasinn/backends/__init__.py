@@ -81,7 +81,7 @@ _RUNS = {
     "openvino": ("openvino",),
     "tensorflowlite": ("litert",),
 }
-# Libraries that a damaged model can crash (docs/wasi-nn.md has the numbers).
+# Libraries that a damaged model can crash (tests/test_backends.py has such models).
 _FRAGILE = ("openvino", "litert")
 _CURES = {
     "pytorch": "export it to ONNX: torch.onnx.export(model, inputs, 'model.onnx')",
