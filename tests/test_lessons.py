@@ -270,6 +270,7 @@ def compiles_rust(path: Path) -> bool:
 
 
 @each_lesson
+@pytest.mark.timeout(2400)  # the guest with an engine inside takes some minutes to build
 def test_lesson_runs_as_it_is_stored(path: Path, tmp_path: Path) -> None:
     """With its exercises unsolved; its marked cells give what they hold."""
     if os.environ.get("CI") and "ready_guest" in path.read_text(encoding="utf-8"):

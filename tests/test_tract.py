@@ -159,7 +159,7 @@ def test_its_other_functions_are_those_of_classify(guest: Guest, classify_guest:
 
 
 def test_it_computes_with_simd(wasm: Path) -> None:
-    """Without SIMD, the same inference executes 1.9 thousand million instructions."""
+    """It takes 0.9 thousand million instructions; built without SIMD, 3.6."""
     counting = Guest(wasm, config=EngineConfig(fuel=True, optimize=False))
     tract = Classifier(counting.instantiate())
     graph = tract.load_graph(ONNX)
@@ -167,7 +167,7 @@ def test_it_computes_with_simd(wasm: Path) -> None:
     tract.compute(graph, tensor, CLASSES)
     before = tract.instance.fuel_used
     tract.compute(graph, tensor, CLASSES)
-    assert tract.instance.fuel_used - before < 700_000_000
+    assert tract.instance.fuel_used - before < 1_500_000_000
 
 
 # --- Models and slots -----------------------------------------------------------------------------
