@@ -37,7 +37,7 @@ from wasmtime import _ffi as ffi
 from edgelab.artifact import Artifact, inspect_artifact
 from edgelab.errors import GuestError, one_line
 from edgelab.paths import cache_dir, write_atomic
-from edgelab.wasm import Interface, Signature, interface
+from edgelab.wasm import Interface, Signature, interface, is_component
 
 _MAGIC = b"edgelab-aot-2\n"
 _MAC_BYTES = hashlib.sha256().digest_size
@@ -332,7 +332,7 @@ def _check_header(wasm: bytes, config: EngineConfig) -> None:
             f"E2: not WebAssembly: the file begins with {bytes(wasm[:4])!r}, not b'\\x00asm'. "
             "It is damaged or something else. Build it again: python -m edgelab guest build"
         )
-    if wasm[4:8] == b"\x0d\x00\x01\x00" and not config.component:
+    if is_component(wasm) and not config.component:
         raise GuestError(
             "E7: this is a WebAssembly component, not a core module. It was built for "
             "wasm32-wasip2; build it with --target wasm32-wasip1."

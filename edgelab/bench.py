@@ -248,9 +248,9 @@ class HostTable:
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><td>{name}</td><td>{guest.median_ms:.3f}</td><td>{guest.p95_ms:.3f}</td>"
-            f"<td>{bare.median_ms if bare else float('nan'):.3f}</td><td>{paired}</td></tr>"
+            f"<td>{f'{bare.median_ms:.3f}' if bare else ''}</td><td>{paired}</td></tr>"
             for name, guest, bare, paired in self._rows()
-        ).replace("nan", "")
+        )
         return (
             "<table><caption>The WASI-NN host on ONNX Runtime, in milliseconds</caption>"
             "<tr><th></th><th>guest median</th><th>p95</th><th>bare median</th>"

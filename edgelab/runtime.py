@@ -468,6 +468,24 @@ class Sandbox:
             _ticker.wake()
         return thread.enter(self)
 
+    def _guarded(self, function: Callable[..., Any], *arguments: Any, trap: Any = None) -> None:
+        """Run guest code within its limits; raise what it or a host function fails with."""
+        thread, failure = _local.thread, None
+        before = self._enter(thread)
+        try:
+            error = function(*arguments)
+            if error:
+                failure = self._explain(wasmtime.WasmtimeError._from_ptr(error))
+            elif trap:
+                failure = self._explain(wasmtime.Trap._from_ptr(trap))
+        finally:
+            thread.leave(before)
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback holds this frame: a cycle around the instance
+
     def _explain(self, failure: Exception) -> BaseException:
         """Turn a trap, an exit or a host function's exception into what the caller should see."""
         if self._host_error is not None:
@@ -546,27 +564,14 @@ class Instance(Sandbox):
         if guest.config.fuel:
             self._store.set_fuel(self._fuel_given)
 
-        failure: BaseException | None = None
         self._instance, trap = ffi.wasmtime_instance_t(), _TRAP()
         with self._lock:
-            thread = _local.thread
-            before = self._enter(thread)
-            try:
-                error = ffi.wasmtime_instance_pre_instantiate(
-                    guest._pre.ptr(), self._store._context(),
-                    ctypes.byref(self._instance), ctypes.byref(trap),
-                )  # fmt: skip
-                if error:
-                    failure = self._explain(wasmtime.WasmtimeError._from_ptr(error))
-                elif trap:
-                    failure = self._explain(wasmtime.Trap._from_ptr(trap))
-            finally:
-                thread.leave(before)
-        if failure is not None:
-            try:
-                raise failure
-            finally:
-                del failure  # see `function`
+            self._guarded(
+                ffi.wasmtime_instance_pre_instantiate,
+                guest._pre.ptr(), self._store._context(),
+                ctypes.byref(self._instance), ctypes.byref(trap),
+                trap=trap,
+            )  # fmt: skip
         if guest._exports.get("memory") == "memory":
             self._memory = Memory(self._store, self._export("memory").memory)
         if "_initialize" in guest._exports:  # a reactor's constructors

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from test_wasinn import CLASSIFIER, encoded, onnx_model
 
@@ -16,8 +17,6 @@ from edgelab.build import guest_path
 from edgelab.classify import Classifier
 from edgelab.errors import ModelError
 from edgelab.runtime import Memory
-
-onnx = pytest.importorskip("onnx")
 
 
 def test_both_sides_are_timed_in_the_same_rounds() -> None:

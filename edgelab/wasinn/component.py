@@ -405,22 +405,6 @@ class ComponentInstance(Sandbox):
         self._functions[name] = raw, _signature(name, kind, self._session.own)
         return self._functions[name]
 
-    def _guarded(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Run the component within its limits; raise what it or a host function fails with."""
-        thread, failure = _local.thread, None
-        before = self._enter(thread)
-        try:
-            error = function(*arguments)
-            if error:
-                failure = self._explain(wasmtime.WasmtimeError._from_ptr(error))
-        finally:
-            thread.leave(before)
-        if failure is not None:
-            try:
-                raise failure
-            finally:
-                del failure  # its traceback holds this frame: a cycle around the instance
-
     def _explain(self, failure: Exception) -> BaseException:
         by_host = self._host_error is not None
         explained = super()._explain(failure)
