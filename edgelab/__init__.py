@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from edgelab.classify import Classifier as Classifier
     from edgelab.errors import EdgelabError as EdgelabError
     from edgelab.pipeline import Pipeline as Pipeline
+    from edgelab.pool import Pool as Pool
     from edgelab.runtime import Guest as Guest
     from edgelab.runtime import Limits as Limits
     from edgelab.wasinn import WasiNN as WasiNN
@@ -23,6 +24,7 @@ _HOME = {
     "Guest": "edgelab.runtime",
     "Limits": "edgelab.runtime",
     "Pipeline": "edgelab.pipeline",
+    "Pool": "edgelab.pool",
     "WasiNN": "edgelab.wasinn",
     "guest_path": "edgelab.build",
 }

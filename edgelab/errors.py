@@ -47,3 +47,7 @@ def one_line(error: BaseException) -> str:
     """
     text = " ".join(str(error).split())[:300]
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+class BusyError(EdgelabError):
+    """All workers are busy and the queue is full: come back later."""

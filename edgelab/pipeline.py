@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import asdict, dataclass
 from html import escape
@@ -103,7 +104,7 @@ class Pipeline:
 
     Notes
     -----
-    Not for several threads at once: make one pipeline for each thread.
+    Not for several threads at once: make a `replica` for each thread, or use `edgelab.Pool`.
 
     Examples
     --------
@@ -130,6 +131,18 @@ class Pipeline:
         self.guest = Guest(guest_path("classify_nn").path, host=[self.nn])
         self.classifier = Classifier(self.guest.instantiate(limits=limits))
         self._graph = self.classifier.load_graph(self.model.spec.name)
+
+    def replica(self, *, limits: Limits | None = None) -> Pipeline:
+        """Return a pipeline for another thread: its own instance, the same model and guest code."""
+        other = copy.copy(self)
+        other.classifier = Classifier(self.guest.instantiate(limits=limits))
+        other._graph = other.classifier.load_graph(self.model.spec.name)
+        return other
+
+    @property
+    def stopped(self) -> str | None:
+        """Why this pipeline can't run any more (a trap or a limit); None while it can."""
+        return self.classifier.instance.stopped
 
     def classify(
         self, image: bytes | str | Path | NDArray[np.uint8], top: int = 3

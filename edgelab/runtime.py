@@ -451,6 +451,11 @@ class Sandbox:
         _ticker.engines.add(engine)
 
     @property
+    def stopped(self) -> str | None:
+        """Why no call is possible any more: a trap, an exit or a limit; None while calls are."""
+        return self._dead
+
+    @property
     def deadline(self) -> float:
         """When the running call has to be over, as `time.monotonic` counts."""
         return self._deadline
