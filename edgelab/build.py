@@ -43,6 +43,14 @@ class Recipe:
     component : bool
         What cargo makes is a core module, and the program ``componentize`` in its workspace makes a
         component of it.
+    package : str
+        The crate; empty if it has the guest's name.
+    native : bool
+        It is no Wasm but a library of this machine, and its file ends as such a file does here.
+    rustflags : tuple of str
+        What rustc is called with, beside what all are.
+    names : bool
+        The module keeps the names of its functions.
     """
 
     workspace: str = ""
@@ -50,6 +58,10 @@ class Recipe:
     min_rust: tuple[int, int] = MIN_RUST
     shipped: bool = True
     component: bool = False
+    package: str = ""
+    native: bool = False
+    rustflags: tuple[str, ...] = ()
+    names: bool = False
 
 
 _CLASSIFY = ("Cargo.toml", "classify", "imgproc", "inference")  # the crate with its dependencies
@@ -59,14 +71,24 @@ RECIPES = {
     "cli": Recipe(),
     "classify_tract": Recipe("classify_tract", _CLASSIFY, (1, 91), shipped=False),
     "component": Recipe("component", shipped=False, component=True),
+    # The kernels, bare, for `edgelab.kernels`: as the guests have them; by a compiler that may use
+    # vectors everywhere; and as native code.
+    "study": Recipe(shipped=False, names=True),
+    "study_vectorised": Recipe(
+        shipped=False, package="study", rustflags=("-Ctarget-feature=+simd128",), names=True
+    ),
+    "study_native": Recipe(shipped=False, package="study", native=True),
 }
-"""The guests, by name."""
+"""The guests, by name, and what is built like them."""
 
 GUESTS = tuple(name for name, recipe in RECIPES.items() if recipe.shipped)
 """The names of those that the package ships."""
 
 FLAGS = ("build", "--release", "--locked", "--target", TARGET)
-"""What cargo is called with. The rest is in the workspace's ``Cargo.toml``."""
+"""What cargo is called with, for most. The rest is in the workspace's ``Cargo.toml``."""
+
+_LIBRARIES = {"win32": ("", ".dll"), "darwin": ("lib", ".dylib")}
+_PREFIX, _SUFFIX = _LIBRARIES.get(sys.platform, ("lib", ".so"))
 
 _SHIPPED = PACKAGE / "_prebuilt"
 
@@ -164,6 +186,19 @@ def source_hash(source: Path, name: str = "classify") -> str:
         total.update(f"{relative}\0{len(content)}\0".encode())
         total.update(content)
     return total.hexdigest()
+
+
+def flags_of(name: str) -> tuple[str, ...]:
+    """Return what cargo is called with for one of `RECIPES`, and rustc where that is special."""
+    recipe = RECIPES[name]
+    flags = tuple(f for f in FLAGS if f not in ("--target", TARGET)) if recipe.native else FLAGS
+    names = ("--config", 'profile.release.strip="debuginfo"') if recipe.names else ()
+    return (*flags, *names, *recipe.rustflags)
+
+
+def _output(name: str, source: Path) -> Path:
+    suffix = _SUFFIX if RECIPES[name].native else ".wasm"
+    return source / "build" / f"{name}{suffix}"
 
 
 def guest_path(name: str) -> BuiltGuest:
@@ -349,13 +384,13 @@ def _up_to_date(
     forced = os.environ.get("EDGELAB_TOOLCHAIN")
     found = {}
     for name in names:
-        wasm = source / "build" / f"{name}.wasm"
+        wasm = _output(name, source)
         try:
             guest = _load(name, wasm, json.loads(wasm.with_suffix(".json").read_bytes()))
         except (OSError, ValueError):  # missing, half written, or changed by hand
             continue
         made = guest.provenance
-        same = (made.source_hash, made.flags) == (sources[name], FLAGS)
+        same = (made.source_hash, made.flags) == (sources[name], flags_of(name))
         if same and (not forced or made.toolchain == forced):
             found[name] = guest
     return found
@@ -453,8 +488,8 @@ def _build(names: Sequence[str], source: Path, sources: Mapping[str, str]) -> di
             wasm, made = guest.path.read_bytes(), guest.provenance
         else:
             wasm = _cargo_build(name, workspace, toolchain, failed_fetch)
-            made = Provenance(toolchain.kind, toolchain.rustc, FLAGS, sources[name])
-        path = source / "build" / f"{name}.wasm"
+            made = Provenance(toolchain.kind, toolchain.rustc, flags_of(name), sources[name])
+        path = _output(name, source)
         sha256 = hashlib.sha256(wasm).hexdigest()
         write_atomic(path, wasm)
         facts = {"sha256": sha256, "size_bytes": len(wasm), **asdict(made)}
@@ -478,6 +513,11 @@ def _separate(toolchain: Toolchain, name: str) -> Toolchain:
 
 def _require_rust(name: str, toolchain: Toolchain) -> None:
     recipe = RECIPES[name]
+    if recipe.native and toolchain.root is not None:
+        raise BuildError(
+            f"{name} is a library for this machine, and the Rust here ({toolchain.kind}) lives in "
+            "another Debian, whose libraries do not fit. Cure: install Rust from rustup.rs."
+        )
     wanted = ".".join(map(str, recipe.min_rust))
     if toolchain.kind == "prebuilt":
         if recipe.shipped:
@@ -516,18 +556,24 @@ def _cargo_build(name: str, source: Path, toolchain: Toolchain, failed_fetch: st
     remaps = [f"--remap-path-prefix={registry / index.name}=crates" for index in seen.glob("*")]
     if RECIPES[name].uses:  # crates outside of the workspace have absolute paths
         remaps.append(f"--remap-path-prefix={source.parent}=guest")
-    flags = json.dumps(sorted(remaps), ensure_ascii=False)  # also a TOML array
-    config = ["--config", f"target.{TARGET}.rustflags={flags}"]
+    recipe = RECIPES[name]
+    package = recipe.package or name
+    flags = json.dumps([*sorted(remaps), *recipe.rustflags], ensure_ascii=False)  # a TOML array too
+    config = ["--config", f"{'build' if recipe.native else f'target.{TARGET}'}.rustflags={flags}"]
     # Fetching also wants what only tests need, so the build may work all the same.
     offline = ["--offline"] if failed_fetch else []
-    command = [*FLAGS, *offline, *config, "--package", name]
+    arguments = flags_of(name)[: len(flags_of(name)) - len(recipe.rustflags)]
+    command = [*arguments, *offline, *config, "--package", package]
     done = toolchain.run(command, source, title=f"cargo builds {name}")
     if done.returncode:
         raise BuildError(
             _explain(name, failed_fetch if "--offline" in done.stdout else done.stdout)
         )
-    wasm = toolchain.target_dir(source) / TARGET / "release" / f"{name}.wasm"
-    if RECIPES[name].component:
+    if recipe.native:
+        wasm = toolchain.target_dir(source) / "release" / f"{_PREFIX}{package}{_SUFFIX}"
+    else:
+        wasm = toolchain.target_dir(source) / TARGET / "release" / f"{package}.wasm"
+    if recipe.component:
         module, wasm = wasm, wasm.with_name(f"{name}.component.wasm")
         root = toolchain.root  # what cargo sees as /
         paths = (str(Path("/", p.relative_to(root)) if root else p) for p in (module, wasm))

@@ -589,3 +589,88 @@ def _needed(answer: Any) -> str:
         "room.",
     )
     return "Right: refused, and told how much room it takes. A guest can ask first, then allocate."
+
+
+# --- 05 -------------------------------------------------------------------------------------------
+
+
+@_exercise(
+    "05-starts",
+    "Whole steps from 0 on come first. What is left at the end is shorter than a step. But a step "
+    "must be whole: where can the last one begin?",
+    "The last step may begin at n - step, and do some elements once more. That does no harm, since "
+    "it reads from one place and writes to another.",
+    "return [*range(0, n - step, step), n - step]",
+)
+def _starts(answer: Any) -> str:
+    for n, step in ((16, 16), (17, 16), (31, 16), (32, 16), (7, 4), (5, 5), (1000, 48)):
+        got = answer(n, step)
+        _require(got is not ..., "your function returns the dots. Replace them.")
+        _require(
+            isinstance(got, (list, tuple, range)) and all(isinstance(i, int) for i in got),
+            f"need a list of whole numbers, got {got!r:.80}.",
+        )
+        case = f"with {n} elements in steps of {step} you begin at {list(got)!r:.80}"
+        outside = [i for i in got if i < 0 or i + step > n]
+        _require(
+            not outside,
+            f"{case}. The step at {outside[:1]} reads elements that are not there: another "
+            "buffer's, or none at all.",
+        )
+        done = {i + k for i in got for k in range(step)}
+        _require(
+            len(done) == n,
+            f"{case}. Never done: {n - len(done)}. The article's kernel forgets its last elements "
+            "in the same way.",
+        )
+        wanted = math.ceil(n / step)
+        _require(
+            len(got) == wanted, f"{case}. It takes no more than {wanted}, you need {len(got)}."
+        )
+    return "Right: whole steps only, nothing forgotten, and at most one step overlaps."
+
+
+@_exercise(
+    "05-palette",
+    "A swizzle picks from a vector of 16 bytes by 16 indices at once. Here the table is the "
+    "vector, and the pixels are the indices.",
+    "Load the table once, before the loop. In the loop: load 16 pixels, u8x16_swizzle(table, "
+    "pixels), store. What is left at the end takes the old loop: a pixel must not be looked up "
+    "twice.",
+    "let t = v128_load(table as *const v128); let mut i = 0; while i + 16 <= n { let p = at.add(i) "
+    "as *mut v128; v128_store(p, u8x16_swizzle(t, v128_load(p))); i += 16; } and the old loop from "
+    "i on. WAT: v128.load, i8x16.swizzle, v128.store.",
+)
+def _palette(answer: Any) -> str:
+    guest = Guest(_compile(answer), cache=False, fuel=True)
+    instance = guest.instantiate(limits=Limits(seconds=2))
+    rng, memory = np.random.default_rng(5), instance.memory
+    start = len(memory) - 8192  # behind what a small module has in its memory
+    for n in (16, 160, 4096, 1, 15, 17, 1003):
+        table = rng.permutation(256)[:16].astype(np.uint8)
+        before = rng.integers(0, 16, n + 64, np.uint8)
+        memory.write(start, table.tobytes())
+        view = memory.array(start + 64, n + 64)
+        view[:] = before
+        fuel = instance.fuel_used
+        instance.call("palette", start + 96, n, start)
+        fuel = instance.fuel_used - fuel
+        got, want = view[32 : 32 + n].copy(), table[before[32 : 32 + n]]
+        wrong = np.flatnonzero(got != want)
+        if len(wrong):
+            i = int(wrong[0])
+            raise _NotYet(
+                f"of {n} pixels, {len(wrong)} are wrong. Number {i} was {before[32 + i]}, which is "
+                f"{want[i]} in the table, and is {got[i]}."
+            )
+        view[32 : 32 + n] = before[32 : 32 + n]
+        _require(
+            bool((view == before).all()),
+            f"with {n} pixels, bytes beside them changed as well: a step reaches too far.",
+        )
+        _require(
+            n < 4096 or fuel <= 2 * n,
+            f"right, but not yet fast: {fuel:,} instructions for {n:,} pixels. With vectors it "
+            "takes about one for a pixel, or less.",
+        )
+    return "Right: each pixel once, 16 at a time, and none beyond the end."

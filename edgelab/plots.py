@@ -16,12 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.ticker import LogLocator
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from edgelab.bench import StageTable
+    from edgelab.evaluate import Evaluation
+    from edgelab.kernels import KernelRow, KernelTable
     from edgelab.pipeline import Classification
+    from edgelab.results import Results
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
 _WIDTH = 8.0  # inches, of every figure
@@ -464,6 +469,57 @@ def parts(rows: Mapping[str, Mapping[str, float]], *, title: str, unit: str = "m
     )
 
 
+def kernels(table: KernelTable) -> Plot:
+    """Show how long each implementation of a step takes, as a multiple of the baseline.
+
+    Parameters
+    ----------
+    table : edgelab.kernels.KernelTable
+    """
+    baseline = table.comparison.baseline
+    rows = sorted(table.rows, key=lambda row: row.ratio.median)
+    figure = Figure((_WIDTH, 1.0 + 0.34 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        found = row.ratio
+        colour = ORANGE if row.fuel is not None else BLUE  # counted means: in Wasm
+        around = [[found.median - found.low], [found.high - found.median]]
+        axes.errorbar(
+            found.median, place, xerr=around, fmt="s" if colour == ORANGE else "o", color=colour,
+            ecolor="black", elinewidth=1, capsize=3, ms=6,
+        )  # fmt: skip
+        text = f"{found.median:#.3g}" if row.name != baseline else f"1 = {_time(row)}"
+        axes.annotate(text, (found.high, place), (7, 0), textcoords="offset points", va="center",
+                      fontsize=9)  # fmt: skip
+    axes.set(
+        xscale="log", yticks=range(len(rows)), yticklabels=[row.name for row in rows],
+        xlabel=f"time, as a multiple of {baseline}; logarithmic. Whiskers: 95 % interval",
+    )  # fmt: skip
+    axes.invert_yaxis()
+    axes.grid(axis="y", lw=0.5)
+    axes.margins(x=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    names = {"s": ("in Wasm", ORANGE), "o": ("not in Wasm", BLUE)}
+    handles = [
+        Line2D([], [], marker=marker, color=colour, ls="", label=label)
+        for marker, (label, colour) in names.items()
+    ]
+    axes.legend(handles=handles, frameon=False, fontsize=9)
+    cells = tuple((row.name, _time(row), str(row.ratio)) for row in rows)
+    return _plot(
+        figure,
+        f"Points on a logarithmic axis: the step {table.step}, as everybody does it. Fastest is "
+        f"{rows[0].name}, slowest {rows[-1].name}.",
+        Table(f"The step {table.step}", ("", "median", f"row / {baseline}"), cells),
+    )
+
+
+def _time(row: KernelRow) -> str:
+    from edgelab.measure import duration
+
+    return duration(row.summary.median_ms)
+
+
 def nn_calls() -> Plot:
     """The five calls of WASI-NN: who asks whom, and what happens there."""
     calls = (
@@ -541,6 +597,205 @@ def tensor_struct(raw: bytes, address: int) -> Plot:
         Table(
             f"The tensor at {address:#x}", ("field", "offset", "bytes", "hex", "value"), tuple(rows)
         ),
+    )
+
+
+def pareto(seen: Evaluation, backend: str | None = None) -> Plot:
+    """Show accuracy, speed and size of models in one picture.
+
+    Parameters
+    ----------
+    seen : edgelab.evaluate.Evaluation
+        With timings.
+    backend : str, optional
+        Whose timings; the default is the first.
+    """
+    backend = backend or next(iter(seen.timings))
+    timing, base = seen.timings[backend], seen.scores[seen.baseline]
+    shown = {name: seen.scores[name] for name in seen.scores if name in timing.ratios}
+    level = base.top1.percent
+    # A model that fell apart would squeeze all others into one line: it goes to the edge.
+    floor = level - max(3.0, *(
+        0.0, *(-s.difference.low_points for s in shown.values() if s.difference.points > -12)
+    ))  # fmt: skip
+    figure = Figure((_WIDTH, 4.4), layout="constrained")
+    axes, legend = figure.subplots(1, 2, width_ratios=(2.1, 1))
+    axes.axhline(level, color="black", lw=0.8, ls=":")
+    axes.axvline(1, color="black", lw=0.8, ls=":")
+    best = _not_dominated(seen, backend)
+    lines, rows = [], []
+    for number, (name, score) in enumerate(shown.items(), start=1):
+        time, d = timing.ratios[name], score.difference
+        off = score.top1.percent < floor
+        x, y = time.median, floor if off else score.top1.percent
+        colour = BLUE if name in best else GREY
+        if not off and name != seen.baseline:
+            axes.errorbar(
+                x, y, xerr=([x - time.low], [time.high - x]),
+                yerr=([d.points - d.low_points], [d.high_points - d.points]),
+                color=colour, lw=1.2, capsize=3, zorder=2,
+            )  # fmt: skip
+        axes.scatter(
+            x, y, s=900 * score.size_ratio, color=colour, marker="v" if off else "o",
+            alpha=0.75, edgecolor="black", lw=1 if name in best else 0.4, zorder=3,
+        )  # fmt: skip
+        axes.annotate(
+            str(number), (x, y), (0, 13 if number % 2 else -19), textcoords="offset points",
+            ha="center", fontsize=9, weight="bold", zorder=4,
+        )  # fmt: skip
+        fallen = f", fell to {score.top1.percent:.1f} %" if off else ""
+        lines.append(f"{number}  {name}\n    {score.size_ratio:.0%} of the bytes{fallen}")
+        rows.append((
+            number, name, f"{score.size_bytes:,}", str(score.top1), str(d), str(time), time.verdict,
+            "yes" if name in best else "no",
+        ))  # fmt: skip
+    axes.set(
+        xlabel=f"time / {seen.baseline}, {backend} (left is faster)",
+        ylabel="top-1, % (bars: 95 % interval of the\npaired difference to the dotted line)",
+    )
+    axes.margins(0.16)
+    axes.spines[["top", "right"]].set_visible(False)
+    legend.axis("off")
+    legend.text(0, 1, "\n".join(lines), va="top", fontsize=8.5, transform=legend.transAxes)
+    columns = ("", "model", "bytes", "top-1", "points", "time / baseline", "verdict", "not beaten")
+    return _plot(
+        figure,
+        f"Accuracy against time for {len(shown)} models on {len(seen.batch):,} pictures in "
+        f"{backend}; areas are file sizes. Blue: no other model is at least as good in accuracy, "
+        f"time and size at once: {', '.join(best)}. Grey: beaten by another one in all three.",
+        Table(f"Accuracy, speed and size; timed in {backend}", columns, tuple(rows)),
+    )
+
+
+def _not_dominated(seen: Evaluation, backend: str) -> list[str]:
+    timing = seen.timings[backend]
+    goods = {
+        name: (s.top1.count, -timing.ratios[name].median, -s.size_bytes)
+        for name, s in seen.scores.items()
+        if name in timing.ratios
+    }
+    return [
+        name
+        for name, mine in goods.items()
+        if not any(
+            other != mine and all(a >= b for a, b in zip(other, mine, strict=True))
+            for other in goods.values()
+        )
+    ]
+
+
+def flips(seen: Evaluation, name: str, count: int = 8) -> Plot:
+    """Show pictures that a model and the baseline see differently, and what each says.
+
+    Those that changed sides come first: one of the two is right.
+
+    Parameters
+    ----------
+    seen : edgelab.evaluate.Evaluation
+    name : str
+        The model.
+    count : int
+        How many at most.
+    """
+    sides = seen.flips(name)
+    others = [flip for flip in seen.flips(name, sides=False) if flip not in sides]
+    chosen, names = [*sides, *others][:count], seen.batch.spec.labels
+    columns = 4
+    lines = max(1, -(-len(chosen) // columns))
+    figure = Figure(
+        (_WIDTH, 2.75 * lines if chosen else 1), layout="constrained" if chosen else None
+    )
+    rows = []
+    for place, flip in enumerate(chosen, start=1):
+        axes = figure.add_subplot(lines, columns, place)
+        axes.imshow(seen.batch.images[flip.index])
+        axes.axis("off")
+        said = [(seen.baseline, flip.before), (name, flip.after)]
+        axes.set_title(f"{names[flip.label]}", fontsize=9, weight="bold")
+        for line, (who, what) in enumerate(said):
+            mark = "✔" if what == flip.label else "✘"
+            text = f"{who}: {names[what]} {mark}"
+            axes.text(
+                0.5, -0.05 - 0.11 * line, text if len(text) <= 32 else text[:31] + "…",
+                transform=axes.transAxes, ha="center", va="top", fontsize=7.5,
+            )  # fmt: skip
+        rows.append((flip.index, names[flip.label], names[flip.before], names[flip.after]))
+    if not chosen:
+        axes = _blank(figure, 16, 2)
+        axes.text(8, 1, f"{name} sees every picture as {seen.baseline} does.", ha="center")
+    lost, gained = seen.scores[name].difference.lost, seen.scores[name].difference.gained
+    return _plot(
+        figure,
+        f"{len(chosen)} pictures that {seen.baseline} and {name} see differently. Of "
+        f"{len(seen.batch):,}, {lost} are right only in {seen.baseline}, and {gained} only in "
+        f"{name}.",
+        Table(
+            "What flipped",
+            ("picture", "shows", f"{seen.baseline} says", f"{name} says"),
+            tuple(rows),
+        ),
+    )
+
+
+def ratios(results: Results) -> Plot:
+    """Show each row of a benchmark as a ratio to its baseline, with its interval.
+
+    Parameters
+    ----------
+    results : edgelab.results.Results
+    """
+    sections = [s for s in results.sections.values() if any(row.ratio for row in s.rows)]
+    paired = [[row for row in s.rows if row.ratio] for s in sections]
+    heights = [len(rows) + 1.2 for rows in paired]
+    figure = Figure((_WIDTH, 0.9 + 0.3 * sum(heights)), layout="constrained")
+    panels = figure.subplots(
+        max(len(sections), 1), 1, sharex=True, squeeze=False, height_ratios=heights or None
+    )[:, 0]
+    looks = {"faster": (BLUE, "<"), "slower": (ORANGE, ">"), "no winner": (GREY, "s")}
+    cells = []
+    for axes, section, rows in zip(panels, sections, paired, strict=False):
+        if section.noise:
+            axes.axvspan(section.noise.low, section.noise.high, color=GREY, alpha=0.3, lw=0)
+        axes.axvline(1, color="black", lw=1)
+        for place, row in enumerate(rows):
+            each = row.ratio
+            assert each is not None
+            colour, marker = looks[each.verdict]
+            axes.plot((each.low, each.high), (place, place), color=colour, lw=3, alpha=0.7,
+                      solid_capstyle="butt")  # fmt: skip
+            axes.plot(each.median, place, marker, color=colour, ms=7, mec="black", mew=0.6)
+            axes.annotate(
+                f"{each}", (1.01, place), xycoords=("axes fraction", "data"), va="center",
+                fontsize=8, annotation_clip=False,
+            )  # fmt: skip
+            cells.append((section.name, row.name, row.baseline, str(each), each.verdict))
+        names = [f"{row.name} / {row.baseline}" for row in rows]
+        axes.set(xscale="log", yticks=range(len(rows)), ylim=(len(rows) - 0.4, -0.6))
+        axes.set_yticklabels(names, fontsize=8)
+        axes.set_title(section.name, fontsize=9, loc="left", weight="bold")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", lw=0.4)
+    if len(sections):
+        panels[-1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        panels[-1].xaxis.set_major_formatter("{x:g}")
+        panels[-1].xaxis.set_minor_formatter("")
+        panels[-1].set_xlabel(
+            "time as a ratio to the baseline, log scale; bar: 95 % interval; grey: A/A check",
+            fontsize=8,
+        )
+        marks = [
+            Line2D([], [], color=colour, marker=marker, ls="", mec="black", mew=0.6, label=verdict)
+            for verdict, (colour, marker) in looks.items()
+        ]
+        figure.legend(handles=marks, loc="outside upper right", ncols=3, frameon=False, fontsize=8)
+    faster = sum(cell[-1] == "faster" for cell in cells)
+    slower = sum(cell[-1] == "slower" for cell in cells)
+    columns = ("section", "row", "baseline", "ratio, 95 % interval", "verdict")
+    return _plot(
+        figure,
+        f"{len(cells)} ratios of times, each with its interval: {faster} faster than their "
+        f"baseline, {slower} slower, for {len(cells) - faster - slower} no winner can be called.",
+        Table("Ratios of times", columns, tuple(cells)),
     )
 
 

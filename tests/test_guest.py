@@ -72,8 +72,9 @@ def test_lint(rust: Toolchain, component: str) -> None:
     cargo(rust, *COMPONENTS[component])
 
 
-def test_classify_is_at_most_150_kb() -> None:
-    assert guest_path("classify").size_bytes <= 150_000
+def test_classify_is_at_most_160_kb() -> None:
+    """Rust 1.95 makes 149 kB of it, Rust 1.85 makes 159 kB: it has a larger library."""
+    assert guest_path("classify").size_bytes <= 160_000
 
 
 @pytest.mark.parametrize("name", GUESTS)

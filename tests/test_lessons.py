@@ -19,6 +19,7 @@ import pytest
 from edgelab import checks, plots
 from edgelab.build import guest_path
 from edgelab.errors import BuildError, EdgelabError, ToolchainError
+from edgelab.kernels import kernel_table
 from edgelab.pipeline import Classification, Prediction
 from edgelab.runtimes import wasmedge
 from edgelab.snippet import compile_rust, excerpt
@@ -185,6 +186,49 @@ pub extern "C" fn brighten(pixel: u32, by: u32) -> u32 { (pixel + by) % 256 }"""
   (drop (call $get_output (local.get 0) (i32.const 0) (i32.const 256) (i32.const 4)
     (i32.const 96))) (i32.const 96)))'''
 """,
+    ],
+    "05-starts": [
+        # the article's; past the end; far too many; the tail alone
+        "def starts(n, step):\n    return list(range(0, n - step + 1, step))",
+        "def starts(n, step):\n    return list(range(0, n, step))",
+        "def starts(n, step):\n    return list(range(n - step + 1))",
+        "def starts(n, step):\n    return [*range(0, n - step + 1, step), n - step]",
+        "starts = 16",
+    ],
+    "05-palette": [
+        # the tail forgotten; too far; the tail twice; nothing at all
+        '''palette = """use core::arch::wasm32::*;
+#[unsafe(no_mangle)]
+#[target_feature(enable = "simd128")]
+pub unsafe extern "C" fn palette(at: *mut u8, n: usize, table: *const u8) { unsafe {
+    let t = v128_load(table as *const v128);
+    for i in 0..n / 16 {
+        let p = at.add(16 * i) as *mut v128;
+        v128_store(p, u8x16_swizzle(t, v128_load(p)));
+    }
+} }"""''',
+        '''palette = """use core::arch::wasm32::*;
+#[unsafe(no_mangle)]
+#[target_feature(enable = "simd128")]
+pub unsafe extern "C" fn palette(at: *mut u8, n: usize, table: *const u8) { unsafe {
+    let t = v128_load(table as *const v128);
+    for i in 0..n.div_ceil(16) {
+        let p = at.add(16 * i) as *mut v128;
+        v128_store(p, u8x16_swizzle(t, v128_load(p)));
+    }
+} }"""''',
+        '''palette = """use core::arch::wasm32::*;
+#[unsafe(no_mangle)]
+#[target_feature(enable = "simd128")]
+pub unsafe extern "C" fn palette(at: *mut u8, n: usize, table: *const u8) { unsafe {
+    let t = v128_load(table as *const v128);
+    for i in 0..n.div_ceil(16) {
+        let p = at.add((16 * i).min(n.saturating_sub(16))) as *mut v128;
+        v128_store(p, u8x16_swizzle(t, v128_load(p)));
+    }
+} }"""''',
+        '''palette = """(module (memory (export "memory") 1)
+  (func (export "palette") (param i32 i32 i32)))"""''',
     ],
 }
 
@@ -503,6 +547,7 @@ def test_plots_can_be_read_without_seeing_them() -> None:
         plots.memory_map(1 << 20, {"first": (0x100, 32), "last": (0xF0000, 0x10000)}),
         plots.start_up(),
         plots.parts({"a": {"x": 1, "y": 2}, "b": {"x": 0.5, "y": 9}}, title="made of"),
+        plots.kernels(kernel_table(repeats=1)),
         plots.nn_calls(),
         plots.tensor_struct(bytes(range(20)), 0x40),
     )

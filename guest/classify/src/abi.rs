@@ -140,14 +140,14 @@ pub extern "C" fn resize_crop(
         dst.disjoint_from(&src)?;
         // SAFETY: the regions are disjoint, and this call frees no block.
         let (src, dst) = unsafe { (src.as_slice(), dst.as_mut_slice()) };
-        imgproc::resize_crop(src, &geometry, dst)?;
+        imgproc::resize_crop(src, &geometry, dst, Kernel::PORTABLE)?;
         Ok(0)
     })
 }
 
-/// The second half of `preprocess`: n RGB pixels to f32 `[3, n]`.
-fn normalize_with(
-    kernel: Kernel,
+/// The second half of `preprocess`: n RGB pixels to f32 `[3, n]`. A function for each kernel: so the
+/// instructions that an export reaches show which one it is.
+fn normalize_with<const KERNEL: usize>(
     src: usize,
     src_len: usize,
     params_address: usize,
@@ -155,15 +155,19 @@ fn normalize_with(
     dst_len: usize,
 ) -> i32 {
     status(|| {
-        let params = params(params_address)?;
-        let normalization = Normalization::new(params.mean, params.std)?;
+        let normalization = normalization(params_address)?;
         let src = Region::new("src", src, src_len)?;
         let mut dst = floats(&src, dst, dst_len)?;
         // SAFETY: the regions are disjoint, and this call frees no block.
         let (src, dst) = unsafe { (src.as_slice(), dst.as_mut_slice()) };
-        normalize(src, &normalization, dst, kernel)?;
+        normalize(src, &normalization, dst, Kernel::ALL[KERNEL])?;
         Ok(0)
     })
+}
+
+fn normalization(params_address: usize) -> Result<Normalization, Error> {
+    let params = params(params_address)?;
+    Ok(Normalization::new(params.mean, params.std)?)
 }
 
 #[unsafe(no_mangle)]
@@ -174,7 +178,7 @@ pub extern "C" fn normalize_scalar(
     dst: usize,
     dst_len: usize,
 ) -> i32 {
-    normalize_with(Kernel::Scalar, src, src_len, params, dst, dst_len)
+    normalize_with::<0>(src, src_len, params, dst, dst_len)
 }
 
 #[unsafe(no_mangle)]
@@ -185,7 +189,7 @@ pub extern "C" fn normalize_simd128(
     dst: usize,
     dst_len: usize,
 ) -> i32 {
-    normalize_with(Kernel::Simd128, src, src_len, params, dst, dst_len)
+    normalize_with::<1>(src, src_len, params, dst, dst_len)
 }
 
 #[unsafe(no_mangle)]
@@ -196,7 +200,7 @@ pub extern "C" fn normalize_relaxed_simd(
     dst: usize,
     dst_len: usize,
 ) -> i32 {
-    normalize_with(Kernel::RelaxedSimd, src, src_len, params, dst, dst_len)
+    normalize_with::<2>(src, src_len, params, dst, dst_len)
 }
 
 /// Writes the k most probable of n classes to `out` as k pairs {index u32, probability f32}.

@@ -1,5 +1,6 @@
 //! The exported functions as a host calls them. Runs in Wasm only.
 
+use imgproc::Kernel;
 use inference::Status;
 
 use crate::abi::*;
@@ -51,7 +52,13 @@ fn preprocess_agrees_with_its_halves() {
         assert_eq!(normalize(pixels, values, p, halves, 4 * values), 0);
         assert_eq!(preprocess(src, src_len, width, height, p, whole, 4 * values, kernel), 0);
         assert_eq!(last_error(), 0);
-        assert_eq!(floats(whole, values), floats(halves, values));
+        let (whole, halves) = (floats(whole, values), floats(halves, values));
+        if Kernel::ALL[kernel as usize].is_exact() {
+            assert_eq!(whole, halves);
+        } else {
+            // A short row is not long enough for vectors, and rounds like the scalar kernel.
+            assert!(whole.iter().zip(&halves).all(|(x, y)| (x - y).abs() < 1e-6));
+        }
     }
     for bad_len in [0, src_len - 1, src_len + 1] {
         assert_eq!(preprocess(src, bad_len, width, height, p, whole, 4 * values, 1), INVALID);

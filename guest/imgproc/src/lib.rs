@@ -4,14 +4,20 @@
 //! [`oracle`] repeats the normalisation as plainly as possible, for tests.
 
 mod error;
+mod kernel;
+#[cfg(any(target_arch = "wasm32", target_arch = "x86_64"))]
+mod lanes;
 mod normalize;
 pub mod oracle;
 mod resize;
-#[cfg(target_arch = "wasm32")]
+#[cfg(any(target_arch = "wasm32", target_arch = "x86_64"))]
 mod simd;
 
+use kernel::{Machine, on};
+
 pub use error::{Error, try_zeros};
-pub use normalize::{Kernel, Normalization, normalize};
+pub use kernel::Kernel;
+pub use normalize::{Normalization, normalize};
 pub use resize::{Geometry, MAX_PIXELS, MAX_RESIZE, MAX_SIDE, resize_crop};
 
 /// How an image becomes a tensor: sizes in pixels, mean and std per channel on a 0..1 scale.
@@ -26,6 +32,7 @@ pub struct Params {
 }
 
 /// RGB pixels (u8, HWC) to a normalised tensor (f32, CHW, `[3, crop, crop]`).
+#[inline(always)]
 pub fn preprocess(
     src: &[u8],
     width: u32,
@@ -34,18 +41,46 @@ pub fn preprocess(
     dst: &mut [f32],
     kernel: Kernel,
 ) -> Result<(), Error> {
-    // All checks come before the costly resize.
+    let (geometry, normalization) = check(width, height, params, dst.len())?;
+    on!(kernel, run(src, &geometry, &normalization, dst))
+}
+
+/// All checks come before the costly resize.
+fn check(
+    width: u32,
+    height: u32,
+    params: &Params,
+    len: usize,
+) -> Result<(Geometry, Normalization), Error> {
     let normalization = Normalization::new(params.mean, params.std)?;
     let geometry = Geometry::new(width, height, params.resize, params.crop)?;
     let values = geometry.output_len();
-    if dst.len() != values {
+    if len != values {
         return Err(Error::InvalidArgument(format!(
-            "dst holds {} floats, but a crop of {} px needs {values}",
-            dst.len(),
+            "dst holds {len} floats, but a crop of {} px needs {values}",
             params.crop,
         )));
     }
-    let mut pixels = try_zeros::<u8>(values)?;
-    resize_crop(src, &geometry, &mut pixels)?;
-    normalize(&pixels, &normalization, dst, kernel)
+    Ok((geometry, normalization))
+}
+
+/// Row by row, so that a resized row is normalised while it is in the cache.
+#[inline(never)]
+fn run<M: Machine>(
+    src: &[u8],
+    geometry: &Geometry,
+    n: &Normalization,
+    dst: &mut [f32],
+) -> Result<(), Error> {
+    let rows = resize::Rows::new::<M::Resize>(src, geometry)?;
+    let crop = geometry.crop();
+    let mut row = try_zeros::<u8>(3 * crop)?;
+    let (red, rest) = dst.split_at_mut(crop * crop);
+    let (green, blue) = rest.split_at_mut(crop * crop);
+    let planes = red.chunks_exact_mut(crop).zip(green.chunks_exact_mut(crop));
+    for (y, ((r, g), b)) in planes.zip(blue.chunks_exact_mut(crop)).enumerate() {
+        rows.blend::<M::Resize>(y, &mut row);
+        M::normalize(&row, n, [r, g, b]);
+    }
+    Ok(())
 }

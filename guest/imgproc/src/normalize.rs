@@ -1,4 +1,5 @@
 use crate::Error;
+use crate::kernel::{Kernel, Machine, on};
 
 /// `(x / 255 - mean) / std`, rearranged to one multiplication and one addition: `x * scale + bias`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,68 +37,35 @@ impl Normalization {
     }
 }
 
-/// Which implementation of [`normalize`] runs. The SIMD ones exist only in Wasm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kernel {
-    Scalar,
-    #[cfg(target_arch = "wasm32")]
-    Simd128,
-    #[cfg(target_arch = "wasm32")]
-    RelaxedSimd,
-}
-
-impl Kernel {
-    #[cfg(target_arch = "wasm32")]
-    pub const ALL: &[Kernel] = &[Self::Scalar, Self::Simd128, Self::RelaxedSimd];
-    #[cfg(not(target_arch = "wasm32"))]
-    pub const ALL: &[Kernel] = &[Self::Scalar];
-
-    /// The fastest one whose result is the same on every machine.
-    #[cfg(target_arch = "wasm32")]
-    pub const PORTABLE: Kernel = Self::Simd128;
-    #[cfg(not(target_arch = "wasm32"))]
-    pub const PORTABLE: Kernel = Self::Scalar;
-}
-
 /// `n` RGB pixels (u8, interleaved) to `[3, n]` normalised floats (planar).
+#[inline(always)]
 pub fn normalize(
     src: &[u8],
     normalization: &Normalization,
     dst: &mut [f32],
     kernel: Kernel,
 ) -> Result<(), Error> {
-    if src.is_empty() || src.len() % 3 != 0 {
+    check(src.len(), dst.len())?;
+    on!(kernel, run(src, normalization, dst))
+}
+
+fn check(src_len: usize, dst_len: usize) -> Result<(), Error> {
+    if src_len == 0 || src_len % 3 != 0 {
         return Err(Error::InvalidArgument(format!(
-            "src has {} bytes; RGB pixels need a positive multiple of 3",
-            src.len()
+            "src has {src_len} bytes; RGB pixels need a positive multiple of 3"
         )));
     }
-    if dst.len() != src.len() {
+    if dst_len != src_len {
         return Err(Error::InvalidArgument(format!(
-            "dst holds {} floats, but src has {} bytes; they must be equal",
-            dst.len(),
-            src.len()
+            "dst holds {dst_len} floats, but src has {src_len} bytes; they must be equal"
         )));
-    }
-    let (red, rest) = dst.split_at_mut(src.len() / 3);
-    let (green, blue) = rest.split_at_mut(src.len() / 3);
-    let planes = [red, green, blue];
-    match kernel {
-        Kernel::Scalar => scalar(src, normalization, planes),
-        #[cfg(target_arch = "wasm32")]
-        Kernel::Simd128 => crate::simd::simd128(src, normalization, planes),
-        #[cfg(target_arch = "wasm32")]
-        Kernel::RelaxedSimd => crate::simd::relaxed_simd(src, normalization, planes),
     }
     Ok(())
 }
 
-/// One pixel at a time. The SIMD kernels also use it for the pixels that are left over.
-pub(crate) fn scalar(src: &[u8], n: &Normalization, [red, green, blue]: [&mut [f32]; 3]) {
-    let pixels = src.chunks_exact(3);
-    for (((pixel, r), g), b) in pixels.zip(red).zip(green).zip(blue) {
-        *r = f32::from(pixel[0]) * n.scale[0] + n.bias[0];
-        *g = f32::from(pixel[1]) * n.scale[1] + n.bias[1];
-        *b = f32::from(pixel[2]) * n.scale[2] + n.bias[2];
-    }
+fn run<M: Machine>(src: &[u8], n: &Normalization, dst: &mut [f32]) -> Result<(), Error> {
+    let (red, rest) = dst.split_at_mut(src.len() / 3);
+    let (green, blue) = rest.split_at_mut(src.len() / 3);
+    M::normalize(src, n, [red, green, blue]);
+    Ok(())
 }

@@ -1,10 +1,15 @@
 //! All kernels against the oracle, and against each other.
 
-use imgproc::{Kernel, Normalization, normalize, oracle};
+use imgproc::{Geometry, Kernel, Normalization, normalize, oracle, resize_crop};
 use proptest::prelude::*;
 
 /// Nearest neighbours of a float are this far apart, relative to it.
 const EPSILON: f32 = f32::EPSILON;
+
+/// The kernels that this machine has.
+fn available() -> impl Iterator<Item = Kernel> {
+    Kernel::ALL.iter().copied().filter(|kernel| kernel.is_available())
+}
 
 fn run(kernel: Kernel, src: &[u8], mean: [f32; 3], std: [f32; 3]) -> Vec<f32> {
     let normalization = Normalization::new(mean, std).unwrap();
@@ -17,7 +22,7 @@ fn run(kernel: Kernel, src: &[u8], mean: [f32; 3], std: [f32; 3]) -> Vec<f32> {
 fn check(src: &[u8], mean: [f32; 3], std: [f32; 3]) {
     let expected = oracle::normalize(src, mean, std);
     let scalar = run(Kernel::Scalar, src, mean, std);
-    for &kernel in Kernel::ALL {
+    for kernel in available() {
         let found = run(kernel, src, mean, std);
         for (i, (&x, &y)) in found.iter().zip(&expected).enumerate() {
             // Each of the few roundings is relative to the largest term, 1 / std or mean / std.
@@ -26,8 +31,9 @@ fn check(src: &[u8], mean: [f32; 3], std: [f32; 3]) {
             let difference = (x - y).abs();
             assert!(difference <= 4.0 * EPSILON * largest, "{kernel:?} [{i}]: {x}, not {y}");
         }
-        if kernel == Kernel::PORTABLE {
-            assert_eq!(found, scalar, "{kernel:?} must equal the scalar kernel bit for bit");
+        if kernel.is_exact() {
+            let same = found.iter().zip(&scalar).all(|(x, y)| x.to_bits() == y.to_bits());
+            assert!(same, "{kernel:?} must equal the scalar kernel bit for bit");
         }
     }
 }
@@ -68,11 +74,79 @@ proptest! {
     }
 }
 
+/// Resizes with every kernel. That `Scalar` is right, `resize.rs` tests.
+fn check_resize(src: &[u8], width: u32, height: u32, resize: u32, crop: u32) {
+    let geometry = Geometry::new(width, height, resize, crop).unwrap();
+    let run = |kernel| {
+        let mut dst = vec![7; geometry.output_len()];
+        resize_crop(src, &geometry, &mut dst, kernel).unwrap();
+        dst
+    };
+    let expected = run(Kernel::Scalar);
+    for kernel in available() {
+        assert!(run(kernel) == expected, "{kernel:?}: {width} x {height} -> {resize}, {crop}");
+    }
+}
+
+#[test]
+fn resizes_of_many_shapes_are_equal_bit_for_bit() {
+    for (width, height, resize, crop) in [
+        (1, 1, 1, 1),
+        (1, 1, 256, 224),
+        (2, 3, 40, 33),
+        (3, 2, 40, 33),
+        (48, 48, 48, 48),
+        (31, 64, 8, 8),
+        (64, 31, 20, 17),
+        (200, 150, 100, 99),
+        (150, 200, 100, 99),
+        (640, 480, 256, 224),
+        (1, 4000, 256, 224),
+        (4000, 1, 256, 224),
+        (900, 700, 1, 1),
+        (900, 700, 6, 5),
+    ] {
+        check_resize(&bytes(3 * (width * height) as usize), width, height, resize, crop);
+    }
+}
+
+/// A sum that is a little too large or too small must not wrap around.
+#[test]
+fn white_stays_white_and_black_stays_black() {
+    for (width, height) in [(211, 97), (301, 397), (3, 1000)] {
+        for value in [0, 255] {
+            let src = vec![value; 3 * (width * height) as usize];
+            for resize in [1, 37, 120] {
+                check_resize(&src, width, height, resize, resize);
+                let geometry = Geometry::new(width, height, resize, resize).unwrap();
+                let mut dst = vec![7; geometry.output_len()];
+                resize_crop(&src, &geometry, &mut dst, Kernel::Scalar).unwrap();
+                assert!(dst.iter().all(|&x| x == value));
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn any_resize_is_equal_bit_for_bit(
+        (width, height) in (1u32..120, 1u32..120),
+        (one, other) in (1u32..90, 1u32..90),
+        seed in any::<u8>(),
+    ) {
+        let src: Vec<u8> =
+            bytes(3 * (width * height) as usize).iter().map(|x| x.wrapping_add(seed)).collect();
+        check_resize(&src, width, height, one.max(other), one.min(other));
+    }
+}
+
 #[test]
 fn wrong_lengths_are_errors() {
     let normalization = Normalization::new([0.0; 3], [1.0; 3]).unwrap();
     for (src, dst) in [(0, 0), (1, 1), (4, 4), (48, 47), (48, 49), (48, 0)] {
-        for &kernel in Kernel::ALL {
+        for kernel in available() {
             let result = normalize(&bytes(src), &normalization, &mut vec![0.0; dst], kernel);
             assert!(matches!(result, Err(imgproc::Error::InvalidArgument(_))), "{src} {dst}");
         }

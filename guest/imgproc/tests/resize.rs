@@ -9,7 +9,7 @@ fn bytes(len: usize) -> Vec<u8> {
 fn crop(src: &[u8], width: u32, height: u32, resize: u32, crop: u32) -> Vec<u8> {
     let geometry = Geometry::new(width, height, resize, crop).unwrap();
     let mut dst = vec![0; geometry.output_len()];
-    resize_crop(src, &geometry, &mut dst).unwrap();
+    resize_crop(src, &geometry, &mut dst, Kernel::Scalar).unwrap();
     dst
 }
 
@@ -115,7 +115,7 @@ fn impossible_sizes_are_errors() {
 fn wrong_lengths_are_errors() {
     let geometry = Geometry::new(4, 3, 2, 2).unwrap();
     for (src, dst) in [(35, 12), (37, 12), (0, 12), (36, 11), (36, 13), (36, 0)] {
-        let result = resize_crop(&vec![0; src], &geometry, &mut vec![0; dst]);
+        let result = resize_crop(&vec![0; src], &geometry, &mut vec![0; dst], Kernel::Scalar);
         assert!(matches!(result, Err(imgproc::Error::InvalidArgument(_))), "{src} {dst}");
     }
 }
@@ -125,7 +125,7 @@ fn preprocess_is_resize_then_normalise() {
     let params = Params { resize: 20, crop: 17, mean: [0.4, 0.5, 0.6], std: [0.2, 0.3, 0.4] };
     let src = bytes(40 * 30 * 3);
     let expected = imgproc::oracle::normalize(&crop(&src, 40, 30, 20, 17), params.mean, params.std);
-    for &kernel in Kernel::ALL {
+    for &kernel in Kernel::ALL.iter().filter(|kernel| kernel.is_available()) {
         let mut dst = vec![f32::NAN; 3 * 17 * 17];
         preprocess(&src, 40, 30, &params, &mut dst, kernel).unwrap();
         for (x, y) in dst.iter().zip(&expected) {
