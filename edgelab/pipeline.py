@@ -188,6 +188,31 @@ class Pipeline:
         tensor = self.classifier.preprocess(images.decode(image), spec, self.kernel)
         return np.array(self.classifier.compute(self._graph, tensor, len(spec.labels)))
 
+    def infer(self, tensors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run the model on inputs that are prepared already, one at a time.
+
+        Parameters
+        ----------
+        tensors : numpy.ndarray
+            ``float32``, ``(n, 3, crop, crop)``, normalised.
+
+        Returns
+        -------
+        numpy.ndarray
+            ``float32``, ``(n, classes)``.
+
+        Raises
+        ------
+        GuestError
+            If the model refuses them.
+        """
+        return np.stack(
+            [
+                self.classifier.compute(self._graph, tensor[None], len(self.model.spec.labels))
+                for tensor in tensors
+            ]
+        )
+
     def __repr__(self) -> str:
         return f"Pipeline({self.model.spec.name!r}, kernel={self.kernel!r})"
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from edgelab.models import Model
 from edgelab.pipeline import Classification, Pipeline
 from edgelab.runtime import Limits
 
+T = TypeVar("T")
 Image: TypeAlias = bytes | str | Path | NDArray[np.uint8]
 """What `Pipeline.classify` takes."""
 
@@ -47,6 +49,95 @@ class Item:
             raise self.error
         assert self.classification is not None
         return self.classification
+
+
+class Workers:
+    """Threads with a bounded queue that run pipelines, each thread its own replica of them.
+
+    Parameters
+    ----------
+    workers : int, optional
+        Threads; the default is the number of cores that this process may use.
+    queue : int, optional
+        How many calls may wait for a thread, beside those being worked on; default ``workers``.
+    limits : edgelab.runtime.Limits, optional
+        What each replica's guest may use.
+
+    Raises
+    ------
+    ValueError
+        If `workers` is not positive or `queue` is negative.
+    """
+
+    def __init__(
+        self, workers: int | None = None, queue: int | None = None, *, limits: Limits | None = None
+    ) -> None:
+        self.workers = available_cores() if workers is None else workers
+        self.queue = self.workers if queue is None else queue
+        if self.workers < 1 or self.queue < 0:
+            raise ValueError(f"need workers >= 1 and queue >= 0, got {workers} and {queue}")
+        self._limits = limits
+        self._places = threading.BoundedSemaphore(self.workers + self.queue)
+        self._local = threading.local()
+        self._pid = os.getpid()
+        self._executor = ThreadPoolExecutor(self.workers, thread_name_prefix="edgelab-worker")
+
+    def submit(
+        self,
+        pipeline: Pipeline,
+        function: Callable[[Pipeline], T],
+        *,
+        wait_s: float | None = 0.0,
+    ) -> Future[T]:
+        """Queue ``function(replica of pipeline)``.
+
+        Parameters
+        ----------
+        pipeline : Pipeline
+            Each thread makes a replica on first use, again when a limit stopped it, and drops it
+            when nobody holds `pipeline` any more.
+        function : callable
+        wait_s : float or None
+            How long to wait for a free place, in seconds; None waits as long as it takes.
+
+        Returns
+        -------
+        concurrent.futures.Future
+            ``cancel()`` works until a thread has begun; after that, the guest's limits end it.
+
+        Raises
+        ------
+        BusyError
+            If no place became free in time.
+        """
+        if os.getpid() != self._pid:
+            raise EdgelabError("these threads don't exist in a forked process: make a new pool")
+        if not self._places.acquire(timeout=-1 if wait_s is None else wait_s):
+            raise BusyError(
+                f"all {self.workers} workers are busy and {self.queue} images wait: try again "
+                "later, pass wait_s=, or make the pool larger (workers=, queue=)"
+            )
+        try:
+            future = self._executor.submit(self._run, pipeline, function)
+        except BaseException:
+            self._places.release()
+            raise
+        future.add_done_callback(lambda _: self._places.release())
+        return future
+
+    def _run(self, pipeline: Pipeline, function: Callable[[Pipeline], T]) -> T:
+        replicas: weakref.WeakKeyDictionary[Pipeline, Pipeline]
+        if not hasattr(self._local, "replicas"):
+            self._local.replicas = weakref.WeakKeyDictionary()
+        replicas = self._local.replicas
+        replica = replicas.get(pipeline)
+        if replica is None or replica.stopped:
+            replica = replicas[pipeline] = pipeline.replica(limits=self._limits)
+        return function(replica)
+
+    def close(self) -> None:
+        """Refuse new calls, take back those that wait, and let those being worked on end."""
+        self._executor.shutdown(cancel_futures=True)
 
 
 class Pool:
@@ -94,19 +185,12 @@ class Pool:
         kernel: str = "simd128",
         limits: Limits | None = None,
     ) -> None:
-        self.workers = available_cores() if workers is None else workers
-        self.queue = self.workers if queue is None else queue
-        if self.workers < 1 or self.queue < 0:
-            raise ValueError(f"need workers >= 1 and queue >= 0, got {workers} and {queue}")
+        self._workers = Workers(workers, queue, limits=limits)
+        self.workers, self.queue = self._workers.workers, self._workers.queue
         if isinstance(model, Pipeline):
             self.pipeline = model
         else:
             self.pipeline = Pipeline(model, threads=threads, kernel=kernel, limits=limits)
-        self._limits = limits
-        self._places = threading.BoundedSemaphore(self.workers + self.queue)
-        self._local = threading.local()
-        self._pid = os.getpid()
-        self._executor = ThreadPoolExecutor(self.workers, thread_name_prefix="edgelab-pool")
 
     def submit(
         self, image: Image, top: int = 3, *, wait_s: float | None = 0.0
@@ -131,20 +215,9 @@ class Pool:
         BusyError
             If no place became free in time.
         """
-        if os.getpid() != self._pid:
-            raise EdgelabError("a pool's threads don't exist in a forked process: make a new pool")
-        if not self._places.acquire(timeout=-1 if wait_s is None else wait_s):
-            raise BusyError(
-                f"all {self.workers} workers are busy and {self.queue} images wait: try again "
-                "later, pass wait_s=, or make the pool larger (workers=, queue=)"
-            )
-        try:
-            future = self._executor.submit(self._classify, image, top)
-        except BaseException:
-            self._places.release()
-            raise
-        future.add_done_callback(lambda _: self._places.release())
-        return future
+        return self._workers.submit(
+            self.pipeline, lambda pipeline: pipeline.classify(image, top), wait_s=wait_s
+        )
 
     def stream(
         self, images: Iterable[Image], top: int = 3, *, ordered: bool = True
@@ -195,15 +268,9 @@ class Pool:
                 future.cancel()
             wait(pending)
 
-    def _classify(self, image: Image, top: int) -> Classification:
-        pipeline: Pipeline | None = getattr(self._local, "pipeline", None)
-        if pipeline is None or pipeline.stopped:
-            pipeline = self._local.pipeline = self.pipeline.replica(limits=self._limits)
-        return pipeline.classify(image, top)
-
     def close(self) -> None:
         """Refuse new images, take back those that wait, and let those being worked on end."""
-        self._executor.shutdown(cancel_futures=True)
+        self._workers.close()
 
     def __enter__(self) -> Pool:
         return self
