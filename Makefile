@@ -16,8 +16,8 @@ lab: .venv/lab.stamp ## open the lessons in JupyterLab
 test: .venv/test.stamp ## everything: style, types, guests, package, lessons
 	$(PY) -m pytest
 
-bench: .venv/base.stamp ## paired timings against bare Python + ONNX Runtime, as table and JSON
-	$(PY) -m edgelab bench --json bench/latest.json
+bench: .venv/base.stamp ## paired timings: tables, JSON and a plot in bench/, compared with the last ones
+	$(PY) -m edgelab bench --json bench/latest.json --keep --plot bench/latest.png
 
 guest: .venv/base.stamp ## build the Rust guests
 	$(PY) -m edgelab guest build

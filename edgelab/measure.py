@@ -441,7 +441,7 @@ def compare(
         raise ValueError(f"the baseline {baseline!r} is none of the rows {', '.join(rows)}")
     if not block_ms > 0:
         raise ValueError(f"need block_ms > 0, got {block_ms}")
-    environment, measured = fingerprint(threads=threads), timer(clock)
+    watch, measured = Watch(threads=threads), timer(clock)
     calls = {name: _calibrated(function, block_ms, clock) for name, function in rows.items()}
     jobs = [(function, calls[name]) for name, function in rows.items()]
     *measurements, again = _rounds(
@@ -457,52 +457,101 @@ def compare(
         calls=calls,
         timer=measured,
         warnings=(
-            *doubts(samples[baseline], baseline, noise, environment),
+            *watch.doubts(samples[baseline], baseline, noise),
             *_too_short(samples, calls, measured),
         ),
-        environment=environment,
+        environment=watch.environment,
         samples_ms={name: tuple(each) for name, each in samples.items()},
     )
 
 
-def doubts(
-    baseline_ms: Sequence[float], baseline: str, noise: Ratio, environment: Fingerprint
-) -> tuple[str, ...]:
-    """Say what a reader of a table should know before believing it.
+UNLIKE_ITSELF = "differs from itself"
+"""What a warning says if the A/A check finds a difference."""
+
+
+class Watch:
+    """Looks at the machine from now on, and says afterwards what speaks against the numbers.
 
     Parameters
     ----------
-    baseline_ms : sequence of float
-        Samples of the baseline, by round.
-    baseline : str
-        Its name.
-    noise : Ratio
-        The baseline over itself, from the same rounds.
+    threads : int, optional
+        As in `fingerprint`.
+
+    Attributes
+    ----------
     environment : Fingerprint
-        Taken before the first round.
+        Taken at the start.
     """
-    found = list(environment.warnings())
-    if noise.count < MIN_ROUNDS:
-        found.append(f"only {noise.count} rounds: no winner is called with fewer than {MIN_ROUNDS}")
-    elif noise.verdict != "no winner":
-        found.append(
-            f"{baseline} differs from itself ({noise}), by chance or by noise: do not believe "
-            "differences of that size"
-        )
-    elif noise.high - noise.low > 0.1:
-        found.append(
-            f"noisy: the A/A interval is {noise.high - noise.low:.0%} wide; a quiet machine or "
-            "more rounds would narrow it"
-        )
-    third = len(baseline_ms) // 3
-    if third >= 5:
-        first, last = (np.median(part) for part in (baseline_ms[:third], baseline_ms[-third:]))
-        if not 0.9 <= last / first <= 1.1:
+
+    def __init__(self, *, threads: int | None = None) -> None:
+        self.environment = fingerprint(threads=threads)
+        self._before = _cpu_seconds()
+
+    def _neighbours(self) -> tuple[str, ...] | None:
+        """What others did meanwhile; None if the system does not tell, or the time was short."""
+        now = _cpu_seconds()
+        if now is None or self._before is None:
+            return None
+        passed, busy, stolen, own = (b - a for a, b in zip(self._before, now, strict=True))
+        if passed < 0.5 * (os.cpu_count() or 1):  # the system counts in hundredths
+            return None
+        found = []
+        if (others := (busy - own) / passed) > 0.1:
+            found.append(f"other processes used {others:.0%} of all cores' time meanwhile")
+        if stolen / passed > 0.02:
+            found.append(f"the hypervisor took {stolen / passed:.0%} of the CPU time for others")
+        return tuple(found)
+
+    def doubts(self, baseline_ms: Sequence[float], baseline: str, noise: Ratio) -> tuple[str, ...]:
+        """Say what a reader of a table should know before believing it.
+
+        Parameters
+        ----------
+        baseline_ms : sequence of float
+            Samples of the baseline, by round.
+        baseline : str
+            Its name.
+        noise : Ratio
+            The baseline over itself, from the same rounds.
+        """
+        neighbours, here = self._neighbours(), self.environment
+        # The load is an average over the last minute, and we were part of it; so it is second best.
+        found = list(here.warnings() if neighbours is None else (*neighbours, *here.limits()))
+        if noise.count < MIN_ROUNDS:
+            few = f"only {noise.count} rounds: no winner is called with fewer than {MIN_ROUNDS}"
+            found.append(few)
+        elif noise.verdict != "no winner":
             found.append(
-                f"drift: {baseline} took {last / first - 1:+.0%} at the end (heat, clock frequency "
-                "or neighbours); ratios within a round are little affected, medians are"
+                f"{baseline} {UNLIKE_ITSELF} ({noise}), by chance or by noise: do not believe "
+                "differences of that size"
             )
-    return tuple(found)
+        elif noise.high - noise.low > 0.1:
+            found.append(
+                f"noisy: the A/A interval is {noise.high - noise.low:.0%} wide; a quiet machine or "
+                "more rounds would narrow it"
+            )
+        third = len(baseline_ms) // 3
+        if third >= 5:
+            first, last = (np.median(part) for part in (baseline_ms[:third], baseline_ms[-third:]))
+            if not 0.9 <= last / first <= 1.1:
+                found.append(
+                    f"drift: {baseline} took {last / first - 1:+.0%} at the end (heat, clock "
+                    "frequency or neighbours); that bends medians, and ratios in a round little"
+                )
+        return tuple(found)
+
+
+def _cpu_seconds() -> tuple[float, float, float, float] | None:
+    """All cores' time, the busy part of it, what a hypervisor stole, and this process's own."""
+    fields = (_read(_PROC_STAT) or "").partition("\n")[0].split()
+    try:
+        ticks = [int(each) / os.sysconf("SC_CLK_TCK") for each in fields[1:9]]
+        _, _, _, idle, waiting, _, _, stolen = ticks
+    except (AttributeError, ValueError, OSError):  # another system
+        return None
+    own = os.times()
+    busy = sum(ticks) - idle - waiting - stolen
+    return sum(ticks), busy, stolen, sum(own[:4])
 
 
 def _too_short(
@@ -582,11 +631,16 @@ class Fingerprint:
 
     def warnings(self) -> tuple[str, ...]:
         """Return what about this machine, now, makes timings less trustworthy."""
-        found = []
+        found = list(self.limits())
         if self.load is not None and self.load > self.cores:
             found.append(
                 f"the machine is busy: load {self.load:.1f} on {self.cores} core(s) before we began"
             )
+        return tuple(found)
+
+    def limits(self) -> tuple[str, ...]:
+        """Return what does so at all times."""
+        found = []
         if self.quota_cores is not None and self.quota_cores < self.cores:
             found.append(f"a container's limit of {self.quota_cores:g} cores stops {self.cores} "
                          "threads from time to time")  # fmt: skip
@@ -603,6 +657,7 @@ _SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS", "OPEN
              "OPENBLAS_L2_SIZE", "MKL_NUM_THREADS", "PYTHONMALLOC", "MALLOC_ARENA_MAX",
              "LD_PRELOAD")  # fmt: skip
 _CPUS, _CGROUP = Path("/sys/devices/system/cpu"), Path("/sys/fs/cgroup")
+_PROC_STAT = Path("/proc/stat")
 
 
 def fingerprint(*, threads: int | None = None) -> Fingerprint:

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -265,17 +266,29 @@ def fetch(name: str, *, progress: bool | None = None) -> Path:
     return download(entry, name + Path(entry["urls"][0]).suffix, progress=progress)
 
 
-def download(entry: Mapping[str, Any], filename: str, *, progress: bool | None = None) -> Path:
+def download(
+    entry: Mapping[str, Any],
+    filename: str,
+    *,
+    folder: str = "models",
+    progress: bool | None = None,
+    resume: bool = False,
+) -> Path:
     """Fetch a pinned file into the cache: retried, checked, and renamed into place when complete.
 
     Parameters
     ----------
     entry : mapping
-        ``urls`` (tried in order), ``sha256`` and ``size_bytes``.
+        ``urls`` (tried in order), ``sha256`` or else ``md5``, and ``size_bytes``.
     filename : str
         Name in the cache.
+    folder : str
+        Folder in the cache.
     progress : bool, optional
         Show a progress bar; the default is yes if stderr is a terminal.
+    resume : bool
+        Keep what arrived of a file, and go on from there next time, if the server can. For large
+        files, and by one process at a time.
 
     Raises
     ------
@@ -284,20 +297,21 @@ def download(entry: Mapping[str, Any], filename: str, *, progress: bool | None =
     """
     import pooch
 
-    folder = cache_dir() / "models"
+    where = cache_dir() / folder
+    part = where / f".{filename}.part" if resume else None
+    pin = f"sha256:{entry['sha256']}" if "sha256" in entry else f"md5:{entry['md5']}"
     tried = []
     for url in entry["urls"]:
         source = pooch.create(
-            folder,
+            where,
             base_url="",
-            registry={filename: f"sha256:{entry['sha256']}"},
+            registry={filename: pin},
             urls={filename: url},
             retry_if_failed=2,
         )
         pooch.get_logger().setLevel("WARNING")
-        downloader = _Downloader(
-            filename, entry["size_bytes"], sys.stderr.isatty() if progress is None else progress
-        )
+        shown = sys.stderr.isatty() if progress is None else progress
+        downloader = _Downloader(filename, entry["size_bytes"], shown, part)
         try:
             return Path(source.fetch(filename, downloader=downloader))
         except (OSError, ValueError, DownloadError) as error:  # requests' are OSErrors
@@ -305,38 +319,61 @@ def download(entry: Mapping[str, Any], filename: str, *, progress: bool | None =
     raise DownloadError(
         f"could not download {filename} ({entry['size_bytes']:,} bytes):\n  "
         + "\n  ".join(tried)
-        + f"\nCheck the network, or put the file there yourself: {folder / filename}"
+        + f"\nCheck the network, or put the file there yourself: {where / filename}"
     )
 
 
 class _Downloader:
     """A pooch downloader that stops a server which sends too much or nothing at all."""
 
-    def __init__(self, name: str, size_bytes: int, progress: bool) -> None:
-        self._name, self._size, self._progress = name, size_bytes, progress
+    def __init__(
+        self, name: str, size_bytes: int, progress: bool, part: Path | None = None
+    ) -> None:
+        self._name, self._size, self._progress, self._part = name, size_bytes, progress, part
 
     def __call__(self, url: str, output: Any, _pooch: Any) -> None:
+        if self._part is None:
+            self._fetch(url, Path(output), 0)
+            return
+        have = self._part.stat().st_size if self._part.is_file() else 0
+        if have < self._size:
+            self._fetch(url, self._part, have)
+        os.replace(self._part, output)  # pooch checks it; if it is wrong, the next try is new
+
+    def _fetch(self, url: str, target: Path, have: int) -> None:
+        """Append to `target` from byte `have` on, or write it anew if the server can't."""
         import requests
         from tqdm.auto import tqdm
 
+        headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"} if have else {}
+        with requests.get(url, stream=True, timeout=TIMEOUT_S, headers=headers) as response:
+            if response.status_code in (401, 403, 404, 410):  # asking again would not help
+                raise DownloadError(f"the server answers {response.status_code} {response.reason}")
+            if response.status_code == 416 and have:  # our part is no beginning of its file
+                target.unlink()
+            response.raise_for_status()
+            begins = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+            received = have if response.status_code == 206 and begins else 0
+            if response.status_code == 206 and received != have:
+                raise ValueError("the server sends another part than the one asked for")
+            self._save(response, target, received, tqdm)
+
+    def _save(self, response: Any, target: Path, received: int, tqdm: Any) -> None:
         with (
-            requests.get(url, stream=True, timeout=TIMEOUT_S) as response,
-            open(output, "wb") as file,
+            open(target, "ab" if received else "wb") as file,
             tqdm(
                 total=self._size,
+                initial=received,
                 unit="B",
                 unit_scale=True,
                 desc=self._name,
                 disable=not self._progress,
             ) as bar,
         ):
-            if response.status_code in (401, 403, 404, 410):  # asking again would not help
-                raise DownloadError(f"the server answers {response.status_code} {response.reason}")
-            response.raise_for_status()
-            received = 0
             for chunk in response.iter_content(1 << 16):
                 received += len(chunk)
                 if received > self._size:
+                    file.truncate(0)
                     raise DownloadError(f"the server sends more than the {self._size:,} bytes")
                 file.write(chunk)
                 bar.update(len(chunk))
@@ -352,6 +389,82 @@ def _registry_spec(name: str, entry: Mapping[str, Any]) -> Spec:
     labels = read_synset_labels(download(facts.pop("labels"), f"{entry['spec']}-labels.txt"))
     mean, std = _three(facts.pop("mean")), _three(facts.pop("std"))
     return Spec(name, "1", labels, mean=mean, std=std, **facts)
+
+
+def imagenet_spec(name: str, synsets: Path) -> Spec:
+    """Return how ImageNet models are fed, with the labels of a file.
+
+    For a model that says nothing about itself: 256, crop 224, ImageNet's mean and deviation.
+
+    Parameters
+    ----------
+    name : str
+        Name of the model.
+    synsets : pathlib.Path
+        Lines such as ``n01440764 tench, Tinca tinca``, line ``k`` for class ``k``.
+
+    Raises
+    ------
+    ModelError
+        If the file is no such list.
+    """
+    read_synset_ids(synsets)
+    facts = dict(_registry_file()["_specs"]["imagenet"])
+    del facts["labels"]
+    mean, std = _three(facts.pop("mean")), _three(facts.pop("std"))
+    return Spec(name, "1", read_synset_labels(synsets), mean=mean, std=std, **facts)
+
+
+def imagenet_synsets(*, progress: bool | None = None) -> Path:
+    """Return the list of ImageNet's classes, with their WordNet ids; downloaded on first use.
+
+    Raises
+    ------
+    DownloadError
+        If it can't be downloaded.
+    """
+    entry = _registry_file()["_specs"]["imagenet"]["labels"]
+    return download(entry, "imagenet-labels.txt", progress=progress)
+
+
+def pinned_dataset(name: str) -> Mapping[str, Any]:
+    """Return a data set's entry in ``models/registry.toml``: where it is, its pin and its size."""
+    entry: Mapping[str, Any] = _registry_file()["_datasets"][name]
+    return entry
+
+
+_MAX_SYNSET_BYTES = 1 << 20
+_SYNSET = re.compile(r"(n\d{8}) \S.*")
+
+
+def read_synset_ids(path: Path) -> tuple[str, ...]:
+    """Read the WordNet ids from lines such as ``n01440764 tench, Tinca tinca``.
+
+    Raises
+    ------
+    ModelError
+        If the file can't be read, or a line is of another form.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_SYNSET_BYTES + 1)
+        lines = data.decode().splitlines()
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise ModelError(f"cannot read the list of labels {path}: {reason}") from None
+    found = [_SYNSET.fullmatch(line) for line in lines]
+    ids = tuple(match.group(1) for match in found if match)
+    if (
+        not ids
+        or len(ids) < len(found)
+        or len(set(ids)) < len(ids)
+        or len(data) > _MAX_SYNSET_BYTES
+    ):
+        raise ModelError(
+            f"{path} is no list of labels: need lines such as 'n01440764 tench, Tinca tinca', each "
+            "id once"
+        )
+    return ids
 
 
 def read_synset_labels(path: Path) -> tuple[str, ...]:

@@ -206,12 +206,10 @@ class Pipeline:
         GuestError
             If the model refuses them.
         """
-        return np.stack(
-            [
-                self.classifier.compute(self._graph, tensor[None], len(self.model.spec.labels))
-                for tensor in tensors
-            ]
-        )
+        logits = np.empty((len(tensors), len(self.model.spec.labels)), np.float32)
+        for row, tensor in zip(logits, tensors, strict=True):
+            row[:] = self.classifier.compute(self._graph, tensor[None], logits.shape[1])
+        return logits
 
     def __repr__(self) -> str:
         return f"Pipeline({self.model.spec.name!r}, kernel={self.kernel!r})"

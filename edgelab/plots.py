@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -23,9 +24,10 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from edgelab.bench import StageTable
-    from edgelab.evaluate import Evaluation
+    from edgelab.evaluate import Evaluation, Score
     from edgelab.kernels import KernelRow, KernelTable
     from edgelab.pipeline import Classification
+    from edgelab.quantize import Sensitivity
     from edgelab.results import Results
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
@@ -661,27 +663,33 @@ def pareto(seen: Evaluation, backend: str | None = None) -> Plot:
     return _plot(
         figure,
         f"Accuracy against time for {len(shown)} models on {len(seen.batch):,} pictures in "
-        f"{backend}; areas are file sizes. Blue: no other model is at least as good in accuracy, "
-        f"time and size at once: {', '.join(best)}. Grey: beaten by another one in all three.",
+        f"{backend}; areas are file sizes. Blue: no other model is shown to be better in accuracy, "
+        f"time or size without being worse in another: {', '.join(best)}. Grey: one is.",
         Table(f"Accuracy, speed and size; timed in {backend}", columns, tuple(rows)),
     )
 
 
 def _not_dominated(seen: Evaluation, backend: str) -> list[str]:
+    """Models that no other one beats: noise, and 2 % of size, make no winner."""
     timing = seen.timings[backend]
-    goods = {
-        name: (s.top1.count, -timing.ratios[name].median, -s.size_bytes)
-        for name, s in seen.scores.items()
-        if name in timing.ratios
-    }
-    return [
-        name
-        for name, mine in goods.items()
-        if not any(
-            other != mine and all(a >= b for a, b in zip(other, mine, strict=True))
-            for other in goods.values()
+    shown = [s for name, s in seen.scores.items() if name in timing.ratios]
+
+    def beats(other: Score, mine: Score) -> bool:
+        theirs, own = timing.ratios[other.name], timing.ratios[mine.name]
+        accuracy = seen.between(mine.name, other.name).verdict
+        no_worse = (
+            accuracy != "worse"
+            and other.size_bytes <= 1.02 * mine.size_bytes
+            and theirs.low <= own.high
         )
-    ]
+        better = (
+            accuracy == "better"
+            or 1.02 * other.size_bytes < mine.size_bytes
+            or theirs.high < own.low
+        )
+        return no_worse and better
+
+    return [s.name for s in shown if not any(beats(other, s) for other in shown)]
 
 
 def flips(seen: Evaluation, name: str, count: int = 8) -> Plot:
@@ -737,6 +745,65 @@ def flips(seen: Evaluation, name: str, count: int = 8) -> Plot:
     )
 
 
+def sensitivity(per_tensor: Sensitivity, per_channel: Sensitivity) -> Plot:
+    """Show where two ways to quantize a model lose precision, layer by layer.
+
+    Parameters
+    ----------
+    per_tensor, per_channel : edgelab.quantize.Sensitivity
+        Of the same model.
+    """
+    figure = Figure((_WIDTH, 5.6), layout="constrained")
+    upper, middle, lower = figure.subplots(3, 1, sharex=True, height_ratios=(1.2, 1.2, 0.8))
+    places = range(len(per_tensor.layers))
+    ways = (("one scale a tensor", per_tensor, ORANGE, "v"),
+            ("one scale a channel", per_channel, BLUE, "o"))  # fmt: skip
+    for name, seen, colour, marker in ways:
+        weights = [math.nan if layer.weight_sqnr_db is None else layer.weight_sqnr_db
+                   for layer in seen.layers]  # fmt: skip
+        outputs = [layer.activation_sqnr_db for layer in seen.layers]
+        for axes, values in ((upper, weights), (middle, outputs)):
+            axes.plot(places, values, marker=marker, ms=4, lw=1, color=colour, label=name)
+    upper.set(ylabel="weights, dB")
+    upper.legend(frameon=False, ncols=2, loc="lower right")
+    middle.set(ylabel="layer's output, dB")
+    deep = ["depthwise" in layer.kind for layer in per_tensor.layers]
+    ratios = [layer.range_ratio for layer in per_tensor.layers]
+    for chosen, colour, name in ((True, ORANGE, "depthwise"), (False, GREY, "other layers")):
+        lower.bar(
+            [k for k in places if deep[k] is chosen], [r for k, r in enumerate(ratios)
+            if deep[k] is chosen], color=colour, hatch=_HATCHES[colour], edgecolor="black", lw=0.4,
+            label=name,
+        )  # fmt: skip
+    lower.set(ylabel="largest channel\n/ median", xlabel="layer, in the order of execution")
+    lower.legend(frameon=False, ncols=2)
+    for axes in (upper, middle, lower):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.01)
+    low = per_tensor.worst(1)[0]
+    rows = tuple(
+        (
+            a.name, a.kind, *(_decibels(v) for v in (a.weight_sqnr_db, b.weight_sqnr_db,
+            a.activation_sqnr_db, b.activation_sqnr_db)), f"{a.range_ratio:.1f}",
+        )
+        for a, b in zip(per_tensor.layers, per_channel.layers, strict=True)
+    )  # fmt: skip
+    columns = ("layer", "kind", "weights, tensor", "weights, channel", "output, tensor",
+               "output, channel", "largest / median")  # fmt: skip
+    return _plot(
+        figure,
+        f"Signal to quantization noise of {len(rows)} layers. With one scale a tensor the weights "
+        f"of {low.name} ({low.kind}) are the noisiest, {_decibels(low.weight_sqnr_db)} dB; the "
+        f"model's output has {per_tensor.output_sqnr_db:.1f} dB, against "
+        f"{per_channel.output_sqnr_db:.1f} dB with one scale a channel.",
+        Table("Signal to quantization noise, dB", columns, rows),
+    )
+
+
+def _decibels(value: float | None) -> str:
+    return "float" if value is None else f"{value:.1f}"
+
+
 def ratios(results: Results) -> Plot:
     """Show each row of a benchmark as a ratio to its baseline, with its interval.
 
@@ -769,10 +836,12 @@ def ratios(results: Results) -> Plot:
                 fontsize=8, annotation_clip=False,
             )  # fmt: skip
             cells.append((section.name, row.name, row.baseline, str(each), each.verdict))
-        names = [f"{row.name} / {row.baseline}" for row in rows]
+        bases = {row.baseline for row in rows}
+        title = section.name + (f": row / {rows[0].baseline}" if len(bases) == 1 else "")
+        names = [row.name if len(bases) == 1 else f"{row.name} / {row.baseline}" for row in rows]
         axes.set(xscale="log", yticks=range(len(rows)), ylim=(len(rows) - 0.4, -0.6))
         axes.set_yticklabels(names, fontsize=8)
-        axes.set_title(section.name, fontsize=9, loc="left", weight="bold")
+        axes.set_title(title, fontsize=9, loc="left", weight="bold")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", lw=0.4)
     if len(sections):

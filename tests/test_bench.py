@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,22 +13,84 @@ import onnx
 import pytest
 from test_wasinn import CLASSIFIER, encoded, onnx_model
 
-from edgelab import Guest, WasiNN
-from edgelab.bench import host_table
+from edgelab import Guest, Pipeline, WasiNN, models
+from edgelab.bench import example_image, host_table, quantize_sections, run, stage_table
 from edgelab.build import guest_path
 from edgelab.classify import Classifier
-from edgelab.errors import ModelError
+from edgelab.errors import EdgelabError, ModelError
+from edgelab.measure import Summary, ratio
+from edgelab.pipeline import STAGES
 from edgelab.runtime import Memory
 
 
 def test_both_sides_are_timed_in_the_same_rounds() -> None:
-    table = host_table(CLASSIFIER, name="klein", repeats=8, threads=1)
-    assert table.round_trip.count == table.bare_run.count == table.start.count == 8
-    assert table.load.count == table.bare_load.count == table.load_bytes.count
-    assert table.round_trip_ratio.low <= table.round_trip_ratio.median
+    table = host_table(CLASSIFIER, name="klein\n\x1b[2J", repeats=8, threads=1)
+    counts = {row.name: row.summary.count for row in table.section.rows}
+    assert counts == {
+        "inference": 8, "bare inference": 8, "file to first call": 8, "one more instance": 8,
+        "read and hash": 8,
+        "bare load": 3, "load by name": 3, "load from bytes": 3,
+    }  # fmt: skip
+    for row in table.section.rows:
+        if row.baseline:
+            kinds = {"load": "bare load", "inference": "bare inference"}
+            assert row.baseline == kinds.get(row.name.split()[0], "read and hash")
+            assert row.ratio == ratio(row.samples_ms, table.row(row.baseline).samples_ms)
+        assert row.summary == Summary.of(row.samples_ms)
+    assert table.section.noise is not None
+    assert table.section.noise.count == 8
     for text in (str(table), table._repr_html_()):
-        assert all(row in text for row in ("inference", "load by name", "file to first call"))
-    assert table.to_dict()["model"] == "klein"
+        for part in ("inference", "load by name", "file to first call", "verdict", "A/A check",
+                     "no winner"):  # fmt: skip
+            assert part in text
+    assert table.load_ratio.verdict == "no winner"  # 3 rounds can't tell
+    assert table.section.settings["model"] == "klein \N{REPLACEMENT CHARACTER}[2J"
+    assert table.section.settings["threads"] == 1
+    assert table.environment.threads["threads"] == "1"
+    assert json.loads(json.dumps(table.to_dict()))["model"] == "klein\n\x1b[2J"
+
+
+def test_stages_are_compared_in_pairs() -> None:
+    table = stage_table(Pipeline("signs"), example_image(), repeats=7)
+    assert list(table.guest) == list(table.bare) == list(table.ratios) == [*STAGES, "total"]
+    for stage, paired in table.ratios.items():
+        guest, bare = table.samples_ms["guest"][stage], table.samples_ms["bare"][stage]
+        assert len(guest) == len(bare) == 7
+        assert paired == ratio(guest, bare)
+        assert table.guest[stage] == Summary.of(guest)
+    parts = np.sum([table.samples_ms["guest"][stage] for stage in STAGES], axis=0)
+    assert np.all(parts <= table.samples_ms["guest"]["total"])
+    assert table.total_ratio == table.ratios["total"]
+    assert table.noise.count == 7
+    assert [row.name for row in table.section.rows][:2] == ["bare decode", "decode"]
+    for text in (str(table), table._repr_html_()):
+        for part in ("postprocess", "guest is", "A/A check"):
+            assert part in text
+    plain = json.loads(json.dumps(table.to_dict()))
+    assert plain["same_label"] is True
+    assert "samples_ms" not in plain
+
+
+def test_smaller_versions_of_a_model_are_timed(tmp_path: Path) -> None:
+    model = models.load("signs")
+    found = list(quantize_sections(model, tmp_path, repeats=6, threads=1))
+    assert [section.name for section in found] == ["quantize_onnxruntime", "quantize_openvino"]
+    rows = {row.name: row for row in found[0].rows}
+    assert list(rows) == ["fp32", "fp16", "int8", "int8-dynamic", "int4-weights"]
+    assert rows["fp32"].facts["size_bytes"] == model.size_bytes
+    for name in list(rows)[1:]:
+        file = tmp_path / f"{name}.onnx"
+        assert rows[name].facts["size_bytes"] == file.stat().st_size < model.size_bytes
+        assert rows[name].baseline == "fp32"
+    (tmp_path / "int8.onnx").write_bytes(b"damaged")  # what is there is taken, and may not run
+    section = next(quantize_sections(model, tmp_path, repeats=6, threads=1))
+    assert "int8" not in [row.name for row in section.rows]
+    assert any(each.startswith("int8 does not run: E3") for each in section.warnings)
+
+
+def test_unknown_sections_are_refused_before_anything_is_timed() -> None:
+    with pytest.raises(EdgelabError, match="no section 'wasi_mm'; the sections are stages"):
+        next(iter(run(["stages", "wasi_mm"])))
 
 
 def test_a_model_with_other_inputs_is_refused() -> None:

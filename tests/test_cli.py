@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edgelab import results
 from edgelab.bench import example_image
 from edgelab.doctor import CHECKS
 
@@ -99,17 +100,65 @@ def test_models_list_and_info() -> None:
     assert len(info["labels"]) == 32
 
 
-def test_bench_writes_json(tmp_path: Path) -> None:
-    out = tmp_path / "new" / "bench.json"
-    done = edgelab("bench", "--repeats", "3", "--json", str(out))
+def test_bench_writes_json_draws_and_compares_with_what_was_there(tmp_path: Path) -> None:
+    out, picture = tmp_path / "new" / "bench.json", tmp_path / "bench.png"
+    samples = tmp_path / "samples.json"
+    first = edgelab("bench", "--repeats", "3", "--sections", "stages,wasi_nn", "--processes", "1",
+                    "--json", str(out), "--keep", "--plot", str(picture),
+                    "--pyperf", str(samples))  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    assert "old:" not in first.stdout
+    found = results.read(out)
+    assert list(found.sections) == ["stages", "wasi_nn"]
+    assert found.sections["stages"].rows[0].summary.count == 3
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "benchmarks" in json.loads(samples.read_text())
+    for part in ("file to first call", "no winner", "A/A check", f"written to {out}"):
+        assert part in first.stdout
+
+    again = edgelab("bench", "--repeats", "5", "--sections", "wasi_nn", "--processes", "2",
+                    "--json", str(out), "--keep")  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert results.read(results.previous(out)) == found
+    (section,) = results.read(out).sections.values()
+    rows = {row.name: row for row in section.rows}
+    assert rows["inference"].summary.count == 6  # two processes of three rounds
+    assert len(rows["inference"].process_ratios) == 2
+    assert "left out: stages: only in the old run" in again.stdout
+    assert "rows changed" in again.stdout
+
+    out.write_text("{")
+    damaged = edgelab("bench", "--repeats", "2", "--sections", "wasi_nn", "--processes", "1",
+                      "--json", str(out), "--keep")  # fmt: skip
+    assert damaged.returncode == 0
+    assert "warning" in damaged.stderr
+    assert "is not JSON" in damaged.stderr
+    assert results.read(out).sections["wasi_nn"].rows[0].summary.count == 2
+    assert results.previous(out).read_text() == "{"
+
+
+def test_bench_times_kernels_with_what_they_execute(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    done = edgelab("bench", "--repeats", "3", "--sections", "kernels", "--processes", "1",
+                   "--json", str(out))  # fmt: skip
     assert done.returncode == 0, done.stderr
-    numbers = json.loads(out.read_text())
-    stages, host = numbers["stages"], numbers["wasi_nn"]
-    assert stages["guest"]["total"]["count"] == host["round_trip"]["count"] == 3
-    assert stages["total_ratio"]["median"] > 0
-    assert stages["same_label"] is True
-    assert stages["environment"]["cpu"] == host["environment"]["cpu"]
-    assert "file to first call" in done.stdout
+    found = results.read(out).sections
+    assert list(found) == ["kernels_normalize", "kernels_resize", "kernels_preprocess"]
+    rows = {row.name: row for row in found["kernels_normalize"].rows}
+    assert rows["scalar"].facts["fuel"] > rows["simd128"].facts["fuel"] > 0  # type: ignore[operator]
+    assert rows["scalar"].baseline == "simd128"
+
+
+def test_bench_refuses_what_it_cannot_compare_before_it_times(tmp_path: Path) -> None:
+    missing = edgelab("bench", "--against", str(tmp_path / "none.json"))
+    assert missing.returncode == 1
+    assert "No such file" in missing.stderr
+    assert missing.stdout == ""
+    alone = edgelab("bench", "--keep")
+    assert alone.returncode == 1
+    assert "give both" in alone.stderr
+    both = edgelab("bench", "--keep", "--against", "x.json")
+    assert both.returncode == 2
 
 
 def test_doctor_finds_this_machine_healthy(tmp_path: Path) -> None:

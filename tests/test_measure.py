@@ -18,6 +18,7 @@ from edgelab.measure import (
     Comparison,
     Ratio,
     Summary,
+    Watch,
     compare,
     duration,
     fingerprint,
@@ -300,7 +301,7 @@ def test_noise_and_few_rounds_are_told(clock: Clock) -> None:
 
 def test_a_baseline_that_differs_from_itself_is_told() -> None:
     paired = ratio([11.0] * 8, [10.0] * 8)
-    told = measure.doubts([10.0] * 8, "a", paired, fingerprint())
+    told = Watch().doubts([10.0] * 8, "a", paired)
     assert any("a differs from itself (1.10 [1.10, 1.10])" in each for each in told)
 
 
@@ -311,6 +312,50 @@ def test_a_busy_machine_is_told() -> None:
     assert "load 4.5 on 4 core(s)" in told
     (told,) = dataclasses.replace(quiet, quota_cores=1.5).warnings()
     assert "limit of 1.5 cores" in told
+
+
+def stat_file(tmp_path: Path, busy_s: float, idle_s: float, stolen_s: float) -> Path:
+    hertz = os.sysconf("SC_CLK_TCK")
+    ticks = [round(each * hertz) for each in (busy_s, 0, 0, idle_s, 0, 0, 0, stolen_s, 0, 0)]
+    file = tmp_path / "stat"
+    file.write_text(f"cpu  {' '.join(map(str, ticks))}\ncpu0 1 2 3\n")
+    return file
+
+
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="only where Unix counts CPU time")
+def test_what_others_do_meanwhile_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paired, cores = ratio([10.0] * 8, [10.0] * 8), os.cpu_count() or 1
+
+    def doubts(busy: float, stolen: float, own: float) -> tuple[str, ...]:
+        """After 10 s, with shares of all cores' time."""
+        monkeypatch.setattr(measure, "_PROC_STAT", stat_file(tmp_path, 100, 100, 100))
+        monkeypatch.setattr(os, "times", lambda: (5.0, 0.0, 0.0, 0.0, 7.0))
+        watch = Watch()
+        watch.environment = dataclasses.replace(watch.environment, load=99.0, quota_cores=None)
+        time_s = 10 * cores
+        idle = 1 - busy - stolen
+        stat_file(tmp_path, *(100 + share * time_s for share in (busy, idle, stolen)))
+        monkeypatch.setattr(os, "times", lambda: (5.0 + own * time_s, 0.0, 0.0, 0.0, 7.0))
+        return watch.doubts([10.0] * 8, "a", paired)
+
+    assert doubts(busy=0.9, stolen=0, own=0.9) == ()  # our own load is no noise
+    assert doubts(busy=0.9, stolen=0, own=0.85) == ()
+    assert doubts(busy=0.9, stolen=0, own=0.5) == (
+        "other processes used 40% of all cores' time meanwhile",
+    )
+    assert doubts(busy=0.5, stolen=0.1, own=0.5) == (
+        "the hypervisor took 10% of the CPU time for others",
+    )
+
+
+def test_without_the_systems_count_the_load_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "_PROC_STAT", tmp_path / "none")
+    watch = Watch()
+    watch.environment = dataclasses.replace(watch.environment, load=99.0, quota_cores=None)
+    (told,) = watch.doubts([10.0] * 8, "a", ratio([10.0] * 8, [10.0] * 8))
+    assert "load 99.0" in told
 
 
 def test_the_garbage_collector_is_off_in_blocks_and_as_before_between_them(clock: Clock) -> None:

@@ -1,0 +1,998 @@
+"""Reading, checking and rewriting ONNX graphs: what `edgelab.quantize` is built from."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelab.errors import ModelError, one_line
+from edgelab.wasinn.backends.onnx import OnnxGraph, check_onnx, session_options
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto
+
+Array = NDArray[Any]
+
+MAX_SOURCE_BYTES = 512 << 20
+"""Largest file to quantize; several copies of it are in memory at once."""
+OPSET = 13
+"""The oldest operator set that can hold a scale for each channel."""
+
+_QUANTIZED = {
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger",
+    "MatMulNBits", "MatMulBnb4", "GatherBlockQuantized", "DynamicQuantizeMatMul", "QGemm",
+    "MatMulIntegerToFloat", "QAttention",
+}  # fmt: skip
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One operator with weights.
+
+    Attributes
+    ----------
+    name : str
+        Of the node.
+    kind : str
+        In words, such as ``"depthwise convolution"``.
+    op_type, weight, bias, output : str
+        Operator, and names of tensors; no bias is ``""``. The output is that of the activation
+        function if one follows.
+    sums : str
+        What the operator itself writes.
+    axis : int
+        Output channels in the weight.
+    """
+
+    name: str
+    kind: str
+    op_type: str
+    weight: str
+    bias: str
+    output: str
+    sums: str
+    axis: int
+
+
+# --- reading and checking -------------------------------------------------------------------------
+
+
+def read_model(data: bytes) -> ModelProto:
+    """Parse and check a model of float32 weights that nobody vouches for.
+
+    Raises
+    ------
+    ModelError
+        If it can't be quantized; says why, and what helps.
+    """
+    if len(data) > MAX_SOURCE_BYTES:
+        raise ModelError(
+            f"the model has {len(data):,} bytes; {MAX_SOURCE_BYTES:,} are the limit here. "
+            "Large models are quantized with tools of their own, on machines with more memory"
+        )
+    check_onnx(data)
+    model = parse(data)
+    graph = model.graph
+    version = opset(model)
+    newest = _onnx().defs.onnx_opset_version()
+    if version is None or not 7 <= version <= newest:
+        raise ModelError(
+            f"the model wants operator set {version} of ONNX; 7 to {newest} can be read here. "
+            "Export it again with an opset between 13 and 21, or install a newer onnx"
+        )
+    if model.functions:
+        raise ModelError(
+            "the model defines functions of its own, which are not quantized. Inline them: "
+            "onnx.inliner.inline_local_functions(model)"
+        )
+    found = sorted(
+        {
+            n.op_type
+            for n in graph.node
+            if n.op_type in _QUANTIZED or n.op_type.startswith("QLinear")
+        }
+    )
+    if found:
+        raise ModelError(
+            f"the model is quantized already ({', '.join(found)[:100]}). Start from the float32 "
+            "model that it was made from"
+        )
+    _require_float_weights(model)
+    try:
+        _onnx().checker.check_model(model)
+    except Exception as error:  # ValidationError, and what damaged tensors raise
+        raise ModelError(
+            f"the model does not follow the ONNX standard: {one_line(error)}. Is it damaged, or "
+            "does it use operators of another program?"
+        ) from None
+    OnnxGraph(data, 1)  # whether ONNX Runtime has all of its operators
+    return model
+
+
+def parse(data: bytes) -> ModelProto:
+    """Parse a model whose outer form was checked.
+
+    Raises
+    ------
+    ModelError
+        If it is damaged.
+    """
+    onnx = _onnx()
+    try:
+        model: ModelProto = onnx.load_model_from_string(data)
+    except Exception as error:  # protobuf's DecodeError is another one in each version
+        raise ModelError(f"damaged ONNX model: {one_line(error)}") from None
+    return model
+
+
+def opset(model: ModelProto) -> int | None:
+    """Return the version of ONNX's own operator set that a model wants."""
+    versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    return versions[0] if len(versions) == 1 else None
+
+
+def _onnx() -> Any:
+    try:
+        import onnx
+    except ImportError as error:
+        raise ModelError(
+            f"quantizing needs the package onnx ({one_line(error)}). "
+            "Cure: pip install 'edgelab[quantize]'"
+        ) from None
+    return onnx
+
+
+def _require_float_weights(model: ModelProto) -> None:
+    onnx = _onnx()
+    kinds = Counter(t.data_type for t in model.graph.initializer if len(t.dims) > 1)
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            kinds.update(a.t.data_type for a in node.attribute if a.name == "value")
+    names = onnx.TensorProto.DataType
+    if onnx.TensorProto.FLOAT not in kinds:
+        held = ", ".join(names.Name(k) for k in sorted(kinds)) or "none at all"
+        raise ModelError(
+            f"the model holds no float32 weights ({held}). Quantize the float32 model that it was "
+            "made from"
+        )
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            try:
+                finite = bool(np.isfinite(onnx.numpy_helper.to_array(tensor)).all())
+            except (ValueError, TypeError) as error:
+                raise ModelError(f"damaged weights: {one_line(error)}") from None
+            if not finite:
+                raise ModelError(
+                    f"the weights {tensor.name!r:.60} hold infinity or NaN, so no scale fits them. "
+                    "Was the training stopped by an overflow?"
+                )
+
+
+def single_input(model: ModelProto) -> tuple[str, tuple[int | None, ...]]:
+    """Return name and shape of a model's only input; None stands for a free dimension.
+
+    Raises
+    ------
+    ModelError
+        If there are more, or it is not float32.
+    """
+    constants = {t.name for t in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in constants]
+    kind = inputs[0].type.tensor_type if len(inputs) == 1 else None
+    if kind is None or kind.elem_type != _onnx().TensorProto.FLOAT or not kind.HasField("shape"):
+        raise ModelError(
+            f"the model takes {len(inputs)} input(s); one float32 input with a shape is supported"
+        )
+    dims = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
+    return inputs[0].name, tuple(d if d is not None and d > 0 else None for d in dims)
+
+
+# --- preparing ------------------------------------------------------------------------------------
+
+
+def prepare(model: ModelProto, version: int = OPSET) -> ModelProto:
+    """Return an equal model that is ready to be quantized.
+
+    Every node has a name of its own, the operator set is `version` or newer, constants are
+    folded, and batch norms are part of the convolutions before them (by ONNX Runtime).
+
+    Raises
+    ------
+    ModelError
+        If that can't be done.
+    """
+    onnx = _onnx()
+    from onnxruntime.quantization import quant_pre_process
+
+    ready = copy(model)
+    graph = ready.graph
+    constants = {t.name for t in graph.initializer}  # before IR version 4, they are inputs too
+    kept = [i for i in graph.input if i.name not in constants]
+    del graph.input[:]
+    graph.input.extend(kept)
+    ready.ir_version = max(ready.ir_version, 7)
+    seen: set[str] = {""}
+    for k, node in enumerate(graph.node):
+        if node.name in seen:
+            node.name = f"{node.op_type}_{k}"
+        seen.add(node.name)
+    try:
+        if (opset(ready) or 0) < version:
+            ready = onnx.version_converter.convert_version(ready, version)
+        with quiet(), tempfile.TemporaryDirectory(prefix="edgelab-") as folder:
+            path, better = Path(folder, "model.onnx"), Path(folder, "prepared.onnx")
+            onnx.save(ready, path)
+            quant_pre_process(path, better, skip_symbolic_shape=True)
+            prepared: ModelProto = onnx.load(better)
+    except Exception as error:  # the converter raises RuntimeErrors, shape inference its own
+        raise ModelError(f"the model can't be prepared for quantizing: {one_line(error)}") from None
+    if not layers(prepared):
+        raise ModelError(
+            "the model has no convolution and no matrix product with constant weights, so there "
+            "is nothing to quantize"
+        )
+    return prepared
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep a library's prints and advice off the terminal."""
+    import logging
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def copy(model: ModelProto) -> ModelProto:
+    """Return a copy that can be changed."""
+    twin: ModelProto = _onnx().ModelProto()
+    twin.CopyFrom(model)
+    return twin
+
+
+def layers(model: ModelProto) -> list[Layer]:
+    """List the operators with constant weights, in the order of execution."""
+    shapes = {t.name: tuple(t.dims) for t in model.graph.initializer}
+    readers = consumers(model.graph)
+    found = []
+    for node in model.graph.node:
+        if node.op_type not in _WEIGHTED or len(node.input) < 2 or node.input[1] not in shapes:
+            continue
+        shape = shapes[node.input[1]]
+        bias = node.input[2] if len(node.input) > 2 else ""
+        after = readers[node.output[0]]
+        output = node.output[0]
+        if len(after) == 1 and after[0].op_type in ("Clip", "Relu"):
+            output = after[0].output[0]
+        kind, axis = _kind(node, shape)
+        found.append(
+            Layer(node.name, kind, node.op_type, node.input[1], bias, output, node.output[0], axis)
+        )
+    return found
+
+
+def _kind(node: NodeProto, shape: tuple[int, ...]) -> tuple[str, int]:
+    if node.op_type != "Conv":
+        return "fully connected", 0 if attribute(node, "transB", 0) else len(shape) - 1
+    if attribute(node, "group", 1) > 1:
+        return ("depthwise convolution" if shape[1] == 1 else "grouped convolution"), 0
+    return ("pointwise convolution" if set(shape[2:]) == {1} else "convolution"), 0
+
+
+def attribute(node: NodeProto, name: str, default: int) -> int:
+    """Return an integer attribute of a node."""
+    return next((a.i for a in node.attribute if a.name == name), default)
+
+
+def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
+    """Return the nodes that read each tensor; a graph's output counts for none."""
+    readers: dict[str, list[NodeProto]] = defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            readers[name].append(node)
+    return readers
+
+
+def arrays(model: ModelProto) -> dict[str, Array]:
+    """Return a model's constants by name."""
+    onnx = _onnx()
+    return {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+
+
+def set_arrays(model: ModelProto, values: Mapping[str, Array]) -> None:
+    """Replace a model's constants by these."""
+    onnx = _onnx()
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.array(v, order="C"), name) for name, v in values.items()
+    )
+
+
+# --- running on calibration data ------------------------------------------------------------------
+
+
+def run_all(
+    model: ModelProto, names: Iterable[str], feeds: Iterable[Array]
+) -> Iterator[dict[str, Array]]:
+    """Run a model on inputs, one after the other, and yield the named tensors of each run.
+
+    One thread, and no optimization that would fuse the tensors away: the same values each time.
+    """
+    import onnxruntime
+
+    onnx = _onnx()
+    probe = copy(model)
+    present = {o.name for o in probe.graph.output}
+    wanted = list(dict.fromkeys(names))
+    probe.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in wanted if name not in present
+    )
+    options = session_options(1)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    try:
+        session = onnxruntime.InferenceSession(
+            probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        given = session.get_inputs()[0].name
+        for feed in feeds:
+            yield dict(zip(wanted, session.run(wanted, {given: feed}), strict=True))
+    except Exception as error:
+        if isinstance(error, (ModelError, GeneratorExit)):
+            raise
+        raise ModelError(f"ONNX Runtime can't run the model: {one_line(error)}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Smallest and largest values that a tensor took, for each channel if it has some.
+
+    Attributes
+    ----------
+    low, high : numpy.ndarray
+        ``(channels,)``, or no dimension.
+    """
+
+    low: Array
+    high: Array
+
+
+def ranges(model: ModelProto, feeds: Iterable[Array]) -> dict[str, Range]:
+    """Measure the range of every float tensor between operators, in one pass over the inputs."""
+    low: dict[str, Array] = {}
+    high: dict[str, Array] = {}
+    for values in run_all(model, _float_tensors(model), feeds):
+        for name, value in values.items():
+            # Channels are the second of four dimensions; elsewhere one range is enough.
+            axes = (0, 2, 3) if value.ndim == 4 else None
+            smallest, largest = value.min(axes), value.max(axes)
+            low[name] = np.minimum(low.get(name, smallest), smallest)
+            high[name] = np.maximum(high.get(name, largest), largest)
+    return {name: Range(low[name], high[name]) for name in low}
+
+
+def _float_tensors(model: ModelProto) -> list[str]:
+    onnx = _onnx()
+    typed = [*model.graph.value_info, *model.graph.output, *model.graph.input]
+    floats = {v.name for v in typed if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    made = [name for node in model.graph.node for name in node.output if name in floats]
+    return [*(i.name for i in model.graph.input), *made]
+
+
+# --- equalizing -----------------------------------------------------------------------------------
+
+_MAX_FACTOR = 64.0
+_HEADROOM = 1.5  # an unseen picture may go this far beyond what calibration saw in a channel
+
+
+def equalize(model: ModelProto, seen: Mapping[str, Range]) -> dict[str, Array]:
+    """Scale channels so that they share one activation range better; the function stays the same.
+
+    All channels of an activation share one scale and zero point. A channel that takes small values
+    uses few of the 256 steps. Its producer's weights can be multiplied by a factor, and its
+    readers' divided by it: weights have a scale for each channel, so that costs little or nothing.
+    A clip at 6 (ReLU6) allows it only for a channel that stays below 6.
+
+    The idea is cross-layer equalization (Nagel et al., "Data-Free Quantization Through Weight
+    Equalization and Bias Correction", ICCV 2019), applied to activations instead of weights.
+    Factors are powers of two, so that nothing is rounded.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        Prepared; changed in place.
+    seen : mapping of str to Range
+        From `ranges`, for the model as it was.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        Factor of each channel, by tensor.
+    """
+    graph = model.graph
+    values = {name: array.copy() for name, array in arrays(model).items()}
+    uses = Counter(name for node in graph.node for name in node.input)
+    groups = _Groups()
+    for node in graph.node:
+        if node.op_type == "Add" and not any(name in values for name in node.input):
+            for name in node.input:
+                groups.join(name, node.output[0])
+        elif node.op_type in ("Clip", "Relu"):
+            groups.join(node.input[0], node.output[0])
+    writers: dict[str, list[NodeProto]] = defaultdict(list)
+    readers: dict[str, list[NodeProto]] = defaultdict(list)
+    clips: dict[str, list[float | None]] = defaultdict(list)
+    fixed = {groups.of(value.name) for value in (*graph.input, *graph.output)}
+    for node in graph.node:
+        if node.op_type == "Conv" and _scalable(node, values, uses):
+            writers[groups.of(node.output[0])].append(node)
+            readers[groups.of(node.input[0])].append(node)
+        elif node.op_type == "Relu":
+            clips[groups.of(node.output[0])].append(None)
+        elif node.op_type == "Clip" and (top := _relu_top(node, values)) is not None:
+            clips[groups.of(node.output[0])].append(top)
+        elif node.op_type != "Add" or any(name in values for name in node.input):
+            fixed.update(groups.of(name) for name in (*node.input, *node.output))
+    factors: dict[str, Array] = {}
+    for group in writers:
+        members = [n for n in groups.members(group) if n in seen and seen[n].low.ndim == 1]
+        if group in fixed or not readers[group] or not members:
+            continue
+        depthwise = all(attribute(n, "group", 1) > 1 for n in readers[group])
+        factor = _factor([seen[n] for n in members], clips[group], depthwise)
+        if factor is None:
+            continue
+        for node in writers[group]:
+            _scale(values, node.input[1], factor, 0)
+            if len(node.input) > 2 and node.input[2]:
+                _scale(values, node.input[2], factor, 0)
+        for node in readers[group]:
+            _scale(values, node.input[1], 1 / factor, 0 if attribute(node, "group", 1) > 1 else 1)
+        factors.update(dict.fromkeys(groups.members(group), factor))
+    set_arrays(model, values)
+    return factors
+
+
+class _Groups:
+    """Tensors that must have the same factors, because an addition or activation ties them."""
+
+    def __init__(self) -> None:
+        self._parent: dict[str, str] = {}
+
+    def of(self, name: str) -> str:
+        self._parent.setdefault(name, name)
+        while self._parent[name] != name:
+            name = self._parent[name]
+        return name
+
+    def join(self, one: str, other: str) -> None:
+        self._parent[self.of(one)] = self.of(other)
+
+    def members(self, group: str) -> list[str]:
+        return [name for name in self._parent if self.of(name) == group]
+
+
+def _scalable(node: NodeProto, values: Mapping[str, Array], uses: Mapping[str, int]) -> bool:
+    constants = [name for name in node.input[1:] if name]
+    if any(name not in values or uses[name] > 1 for name in constants):
+        return False
+    weight = values[node.input[1]]
+    group = attribute(node, "group", 1)
+    return weight.ndim == 4 and (group == 1 or (weight.shape[1] == 1 and group == len(weight)))
+
+
+def _relu_top(node: NodeProto, values: Mapping[str, Array]) -> float | None:
+    """Upper bound of a clip from zero; None for another kind of clip."""
+    bounds = [values.get(name) for name in node.input[1:3]]
+    if len(bounds) != 2 or any(b is None or b.size != 1 for b in bounds):
+        return None
+    low, top = (float(b.reshape(())) for b in bounds if b is not None)
+    return top if low == 0 and top > 0 else None
+
+
+def _factor(members: list[Range], tops: list[float | None], depthwise: bool) -> Array | None:
+    high = np.max([np.maximum(r.high, -r.low) for r in members], axis=0)
+    known = [top for top in tops if top is not None]
+    if known:
+        if len(members) != 2 or len(tops) != 1:  # more than one convolution and its clip
+            return None
+        # Only what is above zero gets through. A depthwise reader has a scale for each channel, so
+        # a factor costs nothing there; elsewhere it is shared between activation and weights.
+        high = np.max([r.high for r in members], axis=0) * _HEADROOM
+        wanted = np.where(high > 0, known[0] / np.maximum(high, 1e-9), 1.0)
+        power = np.floor(np.log2(np.clip(wanted, 1.0, _MAX_FACTOR)) * (1.0 if depthwise else 0.5))
+    else:
+        wanted = high.max() / np.maximum(high, 1e-9)
+        power = np.round(np.log2(np.clip(wanted, 1.0, _MAX_FACTOR)) * 0.5)
+    factor: Array = np.exp2(power).astype(np.float32)
+    return factor
+
+
+def _scale(values: dict[str, Array], name: str, factor: Array, axis: int) -> None:
+    array = values[name]
+    shape = [1] * array.ndim
+    shape[axis] = -1
+    values[name] = array * factor.reshape(shape).astype(array.dtype)
+
+
+# --- int4 -----------------------------------------------------------------------------------------
+
+BLOCK = 32
+"""Weights that share a 4-bit scale."""
+
+
+def four_bits(model: ModelProto) -> None:
+    """Store weights in 4 bits, as a prepared model of operator set 21 can hold them.
+
+    Dense convolutions get a `DequantizeLinear` with a scale for each `BLOCK` input channels, and
+    depthwise ones an 8-bit one with a scale for each channel: four bits would ruin them, and they
+    are a few percent of the bytes. Fully connected layers become matrix products, for
+    `MatMulNBits`.
+    """
+    onnx = _onnx()
+    values = arrays(model)
+    for layer in layers(model):
+        node = next(n for n in model.graph.node if n.name == layer.name)
+        if node.op_type == "Conv":
+            weight = values.pop(layer.weight)
+            four = layer.kind != "depthwise convolution" and weight.shape[1] >= BLOCK
+            stored, scale = _blocks(weight) if four else _channels(weight)
+            values[f"{layer.weight}_quantized"] = stored
+            values[f"{layer.weight}_scale_half"] = scale.astype(np.float16)
+            dequantize = onnx.helper.make_node(
+                "DequantizeLinear",
+                [f"{layer.weight}_quantized", f"{layer.weight}_scale"],
+                [layer.weight],
+                **({"axis": 1, "block_size": BLOCK} if four else {"axis": 0}),
+            )
+            model.graph.node.insert(0, dequantize)
+            widen = onnx.helper.make_node(
+                "Cast",
+                [f"{layer.weight}_scale_half"],
+                [f"{layer.weight}_scale"],
+                to=onnx.TensorProto.FLOAT,
+            )
+            model.graph.node.insert(0, widen)
+        elif node.op_type == "Gemm" and not attribute(node, "transA", 0) and _plain(node):
+            weight = values.pop(layer.weight)
+            values[layer.weight] = weight.T if attribute(node, "transB", 0) else weight
+            place = list(model.graph.node).index(node)
+            middle = f"{node.output[0]}_product" if layer.bias else node.output[0]
+            added = [onnx.helper.make_node("MatMul", [node.input[0], layer.weight], [middle],
+                                           name=f"{layer.name}_product")]  # fmt: skip
+            if layer.bias:
+                added.append(onnx.helper.make_node("Add", [middle, layer.bias], node.output))
+            model.graph.node.remove(node)
+            for k, one in enumerate(added):
+                model.graph.node.insert(place + k, one)
+    set_arrays(model, values)
+
+
+def _plain(node: NodeProto) -> bool:
+    return all(a.f == 1 for a in node.attribute if a.name in ("alpha", "beta"))
+
+
+def _blocks(weight: Array) -> tuple[Array, Array]:
+    import ml_dtypes
+
+    outs, ins, *kernel = weight.shape
+    count = -(-ins // BLOCK)
+    padded = np.zeros((outs, count * BLOCK, *kernel), np.float32)
+    padded[:, :ins] = weight
+    blocks = padded.reshape(outs, count, BLOCK, *kernel)
+    scale = _half(np.maximum(np.abs(blocks).max(2), 1e-6) / 7)
+    steps = np.clip(np.round(blocks / scale[:, :, None]), -7, 7)
+    steps = steps.reshape(padded.shape)[:, :ins]
+    return steps.astype(ml_dtypes.int4), scale
+
+
+def _channels(weight: Array) -> tuple[Array, Array]:
+    largest = np.abs(weight).reshape(len(weight), -1).max(1)
+    scale = _half(np.maximum(largest, 1e-6) / 127)
+    steps = np.clip(np.round(weight / scale.reshape(-1, *[1] * (weight.ndim - 1))), -127, 127)
+    return steps.astype(np.int8), scale
+
+
+# --- finishing ------------------------------------------------------------------------------------
+
+
+def compact(model: ModelProto, floats: Mapping[str, Array]) -> None:
+    """Make a QDQ model small: what a per-channel model holds beside its weights costs a tenth.
+
+    - Scales of weights, and biases of convolutions, are stored in float16 behind a `Cast`; every
+      runtime folds that when it loads the model. Weights are rounded with the stored scale.
+    - Biases of convolutions stay real numbers: ONNX Runtime >= 1.21 makes them integers itself.
+    - Zero points that are zero are left out, and equal constants stored once.
+    - Tensors have short names. Nodes with weights keep theirs.
+    - The logits come out of a last fully connected layer as they are, not rounded to 256 steps.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        From ONNX Runtime's quantizer; changed in place.
+    floats : mapping of str to numpy.ndarray
+        Constants of the model before.
+    """
+    onnx = _onnx()
+    graph = model.graph
+    values = arrays(model)
+    _bypass_last_rounding(graph, values)
+    readers = consumers(graph)
+    kept: dict[str, Array] = {}
+    casts, nodes = [], []
+
+    def half(name: str, array: Array) -> None:
+        """Store an array in float16 if that loses next to nothing, and let it be float32 again."""
+        size = np.abs(array[array != 0])
+        smallest = 6.2e-5 if name.endswith("_scale") else 0.0  # below, float16 loses digits
+        if size.size and (size.max() > 6e4 or size.min() < smallest):
+            kept[name] = array
+            return
+        kept[f"{name}_half"] = array.astype(np.float16)
+        casts.append(
+            onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT)
+        )
+
+    for node in graph.node:
+        name = node.input[0].removesuffix("_quantized")
+        for_conv = (
+            node.op_type == "DequantizeLinear"
+            and node.input[0] in values
+            and name in floats
+            and all(reader.op_type == "Conv" for reader in readers[node.output[0]])
+        )
+        if for_conv and values[node.input[0]].dtype == np.int32:
+            half(node.output[0], floats[name])
+            continue
+        if for_conv and not values[node.input[2]].any():
+            weight, scale = floats[name], values[node.input[1]]
+            if scale.ndim:
+                half(node.input[1], scale)
+                scale = scale if node.input[1] in kept else _half(scale)
+                scale = scale.reshape(-1, *[1] * (weight.ndim - 1))
+            else:
+                kept[node.input[1]] = scale
+            steps = np.clip(np.round(weight / scale), -127, 127)
+            kept[node.input[0]] = steps.astype(np.int8)
+            del node.input[2]
+        else:
+            kept.update({name: values[name] for name in node.input if name in values})
+        nodes.append(node)
+    set_arrays(model, kept)
+    del graph.node[:]
+    graph.node.extend([*casts, *nodes])
+
+
+def _half(array: Array) -> Array:
+    rounded: Array = array.astype(np.float16).astype(np.float32)
+    return rounded
+
+
+def _bypass_last_rounding(graph: GraphProto, values: Mapping[str, Array]) -> None:
+    makers = {name: node for node in graph.node for name in node.output}
+    readers = consumers(graph)
+    for value in graph.output:
+        last = makers.get(value.name)
+        rounding = (
+            makers.get(last.input[0]) if last and last.op_type == "DequantizeLinear" else None
+        )
+        layer = makers.get(rounding.input[0]) if rounding else None
+        if (
+            last and rounding and layer
+            and rounding.op_type == "QuantizeLinear"
+            and layer.op_type in ("Gemm", "MatMul")
+            and len(readers[last.input[0]]) == len(readers[rounding.input[0]]) == 1
+            and not readers[value.name]
+        ):  # fmt: skip
+            layer.output[0] = value.name
+            graph.node.remove(last)
+            graph.node.remove(rounding)
+
+
+def shorten(model: ModelProto, known: Iterable[Layer]) -> None:
+    """Store equal constants once, drop what only people read, and give tensors short names."""
+    onnx = _onnx()
+    graph = model.graph
+    outside = {value.name for value in (*graph.input, *graph.output)}
+    kept = {layer.name for layer in known}
+    values = arrays(model)
+    first: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+    same = {
+        name: first.setdefault((str(a.dtype), a.shape, a.tobytes()), name)
+        for name, a in values.items()
+        if name not in outside
+    }
+    _sort(graph)
+    short: dict[str, str] = {}
+    produced = _names(outside)
+
+    def rename(name: str) -> str:
+        name = same.get(name, name)
+        if not name or name in outside:
+            return name
+        if name not in short:
+            short[name] = next(produced)
+        return short[name]
+
+    for node in graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+        node.input[:] = [rename(name) for name in node.input]
+        node.output[:] = [rename(name) for name in node.output]
+        if node.name not in kept:
+            node.name = ""
+    del graph.value_info[:]
+    graph.doc_string = ""
+    set_arrays(
+        model,
+        {short[name]: values[name] for name in short if name in values}
+        | {name: values[name] for name in outside if name in values},
+    )
+    domains = {node.domain for node in graph.node} | {""}
+    versions = {o.domain: o.version for o in model.opset_import if o.domain in domains}
+    del model.opset_import[:]
+    model.opset_import.extend(
+        onnx.helper.make_opsetid(domain, version) for domain, version in sorted(versions.items())
+    )
+
+
+def _names(taken: set[str]) -> Iterator[str]:
+    number = 0
+    while True:
+        name = np.base_repr(number, 36).lower()
+        number += 1
+        if name not in taken:
+            yield name
+
+
+def _sort(graph: GraphProto) -> None:
+    """Put nodes into an order that depends on the graph alone: each right before its reader."""
+    makers = {name: node for node in graph.node for name in node.output}
+    done: set[int] = set()
+    order: list[NodeProto] = []
+    for value in graph.output:
+        stack: list[tuple[NodeProto, int]] = (
+            [(makers[value.name], 0)] if value.name in makers else []
+        )
+        while stack:
+            node, place = stack.pop()
+            if id(node) in done:
+                continue
+            if place < len(node.input):
+                stack.append((node, place + 1))
+                below = makers.get(node.input[place])
+                if below is not None and id(below) not in done:
+                    stack.append((below, 0))
+            else:
+                done.add(id(node))
+                order.append(node)
+    copies = [type(node).FromString(node.SerializeToString()) for node in order]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def weight_bytes(model: ModelProto, layer: Layer) -> tuple[int, str]:
+    """Return bytes of a layer's weights, biases and scales, and how the weights are stored.
+
+    Works on names as the quantizers give them, so before `shorten`.
+    """
+    onnx = _onnx()
+    total, how = 0, "?"
+    tensors = {t.name: t for t in model.graph.initializer}
+    scaled = 1
+    for name, tensor in tensors.items():
+        for base in filter(None, (layer.weight, layer.bias)):
+            if name == base or (name.startswith(f"{base}_") and name not in (layer.bias,)):
+                total += len(tensor.raw_data) or tensor.ByteSize()
+                if base == layer.weight and name.removesuffix("_half").endswith("_scale"):
+                    scaled = int(np.prod(tensor.dims)) if tensor.dims else 1
+                elif base == layer.weight and (len(tensor.dims) > 1 or name.endswith("_Q4")):
+                    how = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
+    names = {"float": "float32", "uint8": "uint8"}
+    how = names.get(how, how)
+    if f"{layer.weight}_Q4" in "".join(tensors) or how == "int4":
+        how = f"int4 in blocks of {BLOCK}"
+    elif how in ("int8", "uint8"):
+        how += " per channel" if scaled > 1 else " per tensor"
+    return total, how
+
+
+# --- comparing ------------------------------------------------------------------------------------
+
+
+def label(model: ModelProto, known: Iterable[Layer]) -> None:
+    """Give the node that makes a layer's sums the layer's name, whatever a quantizer made of it.
+
+    Works on tensor names of the source, so before `shorten`.
+    """
+    makers = {name: node for node in model.graph.node for name in node.output}
+    taken = {node.name for node in model.graph.node}
+    for layer in known:
+        if layer.name not in taken and layer.sums in makers:
+            makers[layer.sums].name = layer.name
+
+
+def stored_weights(model: ModelProto, known: Iterable[Layer]) -> dict[str, Array]:
+    """Return the weights of a labelled, quantized model as real numbers, by layer."""
+    nodes = {node.name: node for node in model.graph.node if node.name}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    values = arrays(model)
+    found: dict[str, Array] = {}
+    computed: dict[str, str] = {}
+    for layer in known:
+        node = nodes.get(layer.name)
+        while node is not None and node.op_type in ("Add", "Mul", "Cast"):
+            node = next((makers[i] for i in node.input if i in makers), None)
+        if node is None:
+            continue
+        if node.op_type == "MatMulNBits":
+            found[layer.name] = _product_with_identity(node, values)
+        elif node.op_type in ("ConvInteger", "MatMulInteger"):
+            zero = values[node.input[3]].astype(np.float32) if len(node.input) > 3 else 0
+            scale = _integer_scale(node, model.graph, values)
+            found[layer.name] = (values[node.input[1]].astype(np.float32) - zero) * scale
+        elif node.input[1] in values:
+            found[layer.name] = values[node.input[1]].astype(np.float32)
+        else:
+            computed[layer.name] = node.input[1]
+    weights = _constants(model, list(dict.fromkeys(computed.values())))
+    return found | {name: weights[tensor].astype(np.float32) for name, tensor in computed.items()}
+
+
+def _integer_scale(node: NodeProto, graph: GraphProto, values: Mapping[str, Array]) -> Array:
+    """Scale of the weights of a ConvInteger: a constant factor of what its sums are scaled by."""
+    readers = consumers(graph)
+    makers = {name: maker for maker in graph.node for name in maker.output}
+    after = readers[node.output[0]][0]
+    if after.op_type == "Cast":
+        after = readers[after.output[0]][0]
+    for name in after.input:
+        if name in values:
+            return values[name]
+        for inner in makers[name].input if makers[name].op_type == "Mul" else ():
+            if inner in values:
+                return values[inner]
+    raise ModelError(f"the scale of the integer weights of {node.name!r:.60} is not found")
+
+
+def _constants(model: ModelProto, names: list[str]) -> dict[str, Array]:
+    """Compute tensors that depend on constants alone."""
+    onnx = _onnx()
+    makers = {name: node for node in model.graph.node for name in node.output}
+    stack, used = list(names), set()
+    while stack:
+        name = stack.pop()
+        if name in makers and name not in used:
+            stack += makers[name].input
+        used.add(name)
+    if not names:
+        return {}
+    part = copy(model)
+    for field in (part.graph.node, part.graph.initializer, part.graph.input, part.graph.output):
+        del field[:]
+    part.graph.node.extend(n for n in model.graph.node if used.intersection(n.output))
+    part.graph.initializer.extend(t for t in model.graph.initializer if t.name in used)
+    part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return _run_once(part, names, {})
+
+
+def _product_with_identity(node: NodeProto, values: Mapping[str, Array]) -> Array:
+    """Return the matrix that a MatMulNBits multiplies by: ``(inputs, outputs)``."""
+    onnx = _onnx()
+    size = attribute(node, "K", 0)
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [node],
+        "product",
+        [helper.make_tensor_value_info(node.input[0], kind, [size, size])],
+        [helper.make_tensor_value_info(node.output[0], kind, None)],
+        [onnx.numpy_helper.from_array(values[n], n) for n in node.input[1:] if n in values],
+    )
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)],
+        ir_version=10,
+    )
+    feed = {node.input[0]: np.eye(size, dtype=np.float32)}
+    return _run_once(model, [node.output[0]], feed)[node.output[0]]
+
+
+def _run_once(model: ModelProto, names: list[str], feed: Mapping[str, Array]) -> dict[str, Array]:
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), session_options(1), providers=["CPUExecutionProvider"]
+        )
+        return dict(zip(names, session.run(names, dict(feed)), strict=True))
+    except Exception as error:
+        raise ModelError(f"ONNX Runtime can't run the model: {one_line(error)}") from None
+
+
+def matching_outputs(model: ModelProto, known: Iterable[Layer]) -> dict[str, str]:
+    """Return the tensor of a labelled, quantized model that holds each layer's output.
+
+    That is behind the activation function and the rounding, where those follow.
+    """
+    nodes = {node.name: node for node in model.graph.node if node.name}
+    readers = consumers(model.graph)
+    found = {}
+    for layer in known:
+        if layer.name not in nodes:
+            continue
+        tensor = nodes[layer.name].output[0]
+        activated = layer.output == layer.sums
+        while len(after := readers[tensor]) == 1:
+            step = after[0].op_type
+            if step in ("Clip", "Relu") and activated:
+                break
+            if step not in ("QuantizeLinear", "DequantizeLinear", "Cast", "Clip", "Relu"):
+                break
+            activated = activated or step in ("Clip", "Relu")
+            tensor = after[0].output[0]
+        found[layer.name] = tensor
+    return found
+
+
+def channel_factors(model: ModelProto, stored: Mapping[str, Array]) -> dict[str, Array]:
+    """Find the factors of `equalize` again, from the weights before and after.
+
+    Rounding changes the size of a channel's weights by far less than the factors, which are
+    powers of two.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        Factor of each channel, by tensor; tensors whose factors are all 1 are left out.
+    """
+    values = arrays(model)
+    factors: dict[str, Array] = {}
+    known = {layer.name: layer for layer in layers(model)}
+    for node in model.graph.node:
+        if node.op_type in ("Clip", "Relu") and node.input[0] in factors:
+            factors[node.output[0]] = factors[node.input[0]]
+        elif node.op_type == "Add":
+            for name in node.input:
+                if name in factors:
+                    factors[node.output[0]] = factors[name]
+        elif node.op_type == "Conv" and node.name in known and node.name in stored:
+            layer = known[node.name]
+            before = scaled_weight(node, values[layer.weight], factors, outputs=False)
+            ratio = _size(stored[node.name]) / np.maximum(_size(before), 1e-30)
+            factor = np.exp2(np.round(np.log2(np.clip(ratio, 1.0, _MAX_FACTOR))))
+            if (factor != 1).any():
+                factors[node.output[0]] = factor.astype(np.float32)
+    return factors
+
+
+def _size(weight: Array) -> Array:
+    size: Array = np.sqrt(np.square(weight, dtype=np.float64).reshape(len(weight), -1).sum(1))
+    return size
+
+
+def scaled_weight(
+    node: NodeProto, weight: Array, factors: Mapping[str, Array], *, outputs: bool = True
+) -> Array:
+    """Return a layer's weight as `equalize` scaled it."""
+    if node.op_type != "Conv":
+        return weight
+    values = {"": weight}
+    if (into := factors.get(node.input[0])) is not None:
+        _scale(values, "", 1 / into, 0 if attribute(node, "group", 1) > 1 else 1)
+    if outputs and (out := factors.get(node.output[0])) is not None:
+        _scale(values, "", out, 0)
+    return values[""]
