@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import textwrap
 import warnings
@@ -24,6 +25,7 @@ examples:
   python -m edgelab classify photo.jpg --top 5   what is in a picture
   python -m edgelab classify *.jpg --json        the same for programs, one line a picture
   python -m edgelab classify dog.jpg --model mobilenetv2-12
+  python -m edgelab quantize photos.onnx --calibrate DIR   a quarter of the bytes
   python -m edgelab evaluate signs --to fp16 --to int8     what quantizing costs and saves
   python -m edgelab doctor                       what is wrong here, and the cure
   python -m edgelab inspect guest.wasm           what a module is, and whether it runs here
@@ -153,6 +155,38 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     evaluate.add_argument("--plot", type=Path, metavar="FILE", help="also draw the result as a PNG")
     evaluate.add_argument("--json", action="store_true", help="one JSON object")
+
+    quantize = command("quantize", _quantize, "make a model smaller: float16, int8 or int4")
+    quantize.add_argument("model", metavar="MODEL", help="a name from `models list`, or ONNX file")
+    quantize.add_argument(
+        "--to", default="int8", metavar="SCHEME",
+        help="fp16, int8, int8-minmax, int8-entropy, int8-percentile, int8-per-tensor, "
+        "int8-dynamic or int4-weights (default: int8)",
+    )  # fmt: skip
+    quantize.add_argument(
+        "--calibrate", type=Path, metavar="DIR",
+        help="pictures like those that the model will see, none that it is scored on (default: for "
+        "the models that ship, renders for this purpose)",
+    )  # fmt: skip
+    quantize.add_argument(
+        "--images", type=_positive, default=256, metavar="N",
+        help="pictures to calibrate with, at most (default: 256)",
+    )  # fmt: skip
+    quantize.add_argument(
+        "--labels", type=Path, metavar="FILE",
+        help="ImageNet's list of classes, for a model that does not carry its labels",
+    )  # fmt: skip
+    quantize.add_argument(
+        "--keep-float", action="append", default=[], metavar="LAYER",
+        help="a layer that stays in float32; may be given several times (--layers lists them)",
+    )  # fmt: skip
+    quantize.add_argument(
+        "--output", type=Path, metavar="FILE", help="(default: MODEL-SCHEME.onnx, here)"
+    )
+    quantize.add_argument(
+        "--layers", action="store_true", help="also say what each layer lost, on 8 of the pictures"
+    )
+    quantize.add_argument("--json", action="store_true", help="one JSON object")
 
     guest = commands.add_parser("guest", help="the Rust guests").add_subparsers(
         required=True, metavar="COMMAND"
@@ -397,6 +431,42 @@ def _evaluate(options: argparse.Namespace) -> int:
 
         write_atomic(options.plot, plots.pareto(seen).png)
     print(json.dumps(seen.to_dict(), indent=2, ensure_ascii=False) if options.json else seen)
+    return 0
+
+
+def _quantize(options: argparse.Namespace) -> int:
+    from edgelab.datasets import tensors
+    from edgelab.quantize import (
+        CALIBRATED,
+        calibration_pictures,
+        load_source,
+        quantize,
+        sensitivity,
+    )
+
+    source = load_source(options.model, options.labels)
+    output = options.output or Path(f"{Path(options.model).stem}-{options.to}.onnx")
+    inputs, seen = None, None
+    if options.to in CALIBRATED or options.layers:
+        pictures, spec = calibration_pictures(source, options.calibrate, options.images)
+        inputs = (tensors([picture], spec) for picture in pictures)
+    made = quantize(source, output, options.to, calibration=inputs, keep_float=options.keep_float)
+    if options.layers:
+        some = [pictures[k] for k in range(min(8, len(pictures)))]
+        seen = sensitivity(source, output, tensors(some, spec))
+    if options.json:
+        layers = {} if seen is None else {"sensitivity": seen.to_dict()}
+        print(json.dumps({**made.to_dict(), **layers}, indent=2, ensure_ascii=False))
+        return 0
+    print(made)
+    if seen is not None:
+        print(f"\n{seen}")
+    known = [options.model, str(output)]
+    if options.labels:
+        known += ["--labels", str(options.labels)]
+    if options.calibrate:
+        known += ["--images", "OTHER_DIR"]
+    print(f"\nwritten to {output}\nNext: python -m edgelab evaluate {shlex.join(known)}")
     return 0
 
 

@@ -850,11 +850,11 @@ def compare(
 def _speed_reason(name: str, model: Model, baseline: str) -> tuple[str, ...]:
     if name == baseline:
         return ()
-    try:
-        from edgelab.quantize import speed_reason
+    from edgelab.quantize import speed_reason
 
+    try:
         return (speed_reason(model.data),)
-    except ImportError:  # the onnx package is not installed
+    except EdgelabError:  # the onnx package is not installed, or can't read what a backend can
         return ()
 
 

@@ -206,7 +206,8 @@ class KernelTable:
         }  # fmt: skip
 
     _COLUMNS = (
-        "", "median", "p95", f"row / {BASELINE}", "fuel", "instructions", "SIMD", "difference",
+        "", "median", "p95", f"row / {BASELINE}", "verdict", "fuel", "instructions", "SIMD",
+        "difference",
     )  # fmt: skip
 
     def _cells(self) -> list[tuple[str, ...]]:
@@ -218,7 +219,7 @@ class KernelTable:
                 row.name,
                 duration(row.summary.median_ms),
                 duration(row.summary.p95_ms),
-                "1" if row.name == BASELINE else str(row.ratio),
+                *(("1", "") if row.name == BASELINE else (str(row.ratio), row.ratio.verdict)),
                 count(row.fuel),
                 count(row.instructions),
                 count(row.simd),

@@ -19,6 +19,8 @@ import platform
 import random
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from edgelab.aot import available_cores, cpu_features
+from edgelab.errors import EdgelabError
 
 Clock = Callable[[], int]
 """Returns nanoseconds since some fixed point, as `time.perf_counter_ns` does."""
@@ -566,6 +569,191 @@ def _too_short(
                 f"{name}: a call takes hardly longer than an empty one, which is part of it "
                 f"({measured.call_ns:.0f} ns)"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """How long new processes take to their first answer.
+
+    Attributes
+    ----------
+    summaries : dict of str to Summary
+        From the start of the process to its answer.
+    ratios : dict of str to Ratio
+        To the first program, paired by round.
+    parts : dict of str to dict of str to float
+        What the median round is made of, in milliseconds: ``start`` until a program's first step
+        begins, then its steps. A command's only part is ``start``.
+    samples_ms : dict of str to tuple of float
+        By round.
+    environment : Fingerprint
+    """
+
+    summaries: dict[str, Summary]
+    ratios: dict[str, Ratio]
+    parts: dict[str, dict[str, float]]
+    environment: Fingerprint
+    samples_ms: dict[str, tuple[float, ...]] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        return {
+            "summaries": {name: each.to_dict() for name, each in self.summaries.items()},
+            "ratios": {name: each.to_dict() for name, each in self.ratios.items()},
+            "parts": {name: dict(each) for name, each in self.parts.items()},
+            "environment": self.environment.to_dict(),
+        }
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        first, cells = next(iter(self.summaries)), list[tuple[str, ...]]()
+        for name, each in self.summaries.items():
+            parts = (f"{part} {duration(ms).strip()}" for part, ms in self.parts[name].items())
+            paired = self.ratios[name]
+            told = ("1", "baseline") if name == first else (str(paired), paired.verdict)
+            times = duration(each.median_ms), duration(each.p95_ms)
+            cells.append((name, *times, ", ".join(parts), *told))
+        return cells
+
+    def _columns(self) -> tuple[str, ...]:
+        first = next(iter(self.summaries))
+        return "new process", "median", "p95", "the median round", f"row / {first}", "verdict"
+
+    def __str__(self) -> str:
+        return "\n".join(text_table(self._columns(), self._cells(), left=(0, 3, 4, 5)))
+
+    def _repr_html_(self) -> str:
+        caption = "From the start of a new process to its first answer"
+        return html_table(caption, self._columns(), self._cells())
+
+
+# A line of a program's own output must not be taken for the answer.
+_ANSWER = "edgelab-steps:"
+_STEPS = f"""\
+import sys, time
+_steps, _scope = eval(sys.argv.pop())
+_marks = [time.perf_counter()]
+for _step in _steps:
+    exec(_step, _scope)
+    _marks.append(time.perf_counter())
+print("\\n{_ANSWER}", *(b - a for a, b in zip(_marks, _marks[1:])), flush=True)
+"""
+
+
+def cold_start(
+    programs: Mapping[str, Mapping[str, str] | Sequence[str]],
+    *,
+    values: Mapping[str, str | float | os.PathLike[str]] | None = None,
+    repeats: int = 5,
+    warmup: int = 1,
+    seed: int = 0,
+    timeout_s: float = 60.0,
+) -> Starts:
+    """Start processes in turns, and time how long each takes to its first answer.
+
+    Parameters
+    ----------
+    programs : mapping of str to (mapping of str to str, or sequence of str)
+        A program in this Python, as steps: name → code, executed in one scope; its answer is the
+        end of the last step. Or a command with its arguments; its answer is its first line on
+        stdout, or its end.
+    values : mapping, optional
+        Names that the steps find defined: texts and numbers; paths become texts.
+    repeats : int
+        Rounds; each starts every program once, in a new random order.
+    warmup : int
+        Rounds that are not counted. Without any, files that are not yet in the system's memory
+        count in the first round.
+    seed : int
+        Seed of the order and of the bootstrap.
+    timeout_s : float
+        After this time a process is killed.
+
+    Raises
+    ------
+    EdgelabError
+        If a program can't be started, fails, or takes too long; with what it said last.
+    ValueError
+        If there is no program, or rounds make no sense.
+    """
+    _check_rounds(repeats, warmup)
+    if not programs:
+        raise ValueError("no programs to start")
+    scope: dict[str, str | float] = {"__name__": "__main__"}
+    for variable, value in (values or {}).items():
+        scope[variable] = value if isinstance(value, (str, int, float)) else os.fspath(value)
+    environment = fingerprint()
+    order, runs = list(programs), {name: list[dict[str, float]]() for name in programs}
+    shuffle = random.Random(seed).shuffle
+    for turn in range(-warmup, repeats):
+        shuffle(order)
+        for name in order:
+            run = _started(name, programs[name], scope, timeout_s)
+            if turn >= 0:
+                runs[name].append(run)
+    samples = {name: tuple(sum(run.values()) for run in each) for name, each in runs.items()}
+    first = samples[next(iter(programs))]
+    return Starts(
+        summaries={name: Summary.of(each) for name, each in samples.items()},
+        ratios={name: ratio(each, first, seed=seed) for name, each in samples.items()},
+        parts={
+            name: sorted(each, key=lambda run: sum(run.values()))[(repeats - 1) // 2]
+            for name, each in runs.items()
+        },
+        environment=environment,
+        samples_ms=samples,
+    )
+
+
+def _started(
+    name: str,
+    program: Mapping[str, str] | Sequence[str],
+    scope: Mapping[str, str | float],
+    timeout_s: float,
+) -> dict[str, float]:
+    """Run a program once; return its parts in milliseconds."""
+    steps = program if isinstance(program, Mapping) else {}
+    if isinstance(program, Mapping):
+        command = [sys.executable, "-c", _STEPS, repr((list(steps.values()), scope))]
+    else:
+        command = list(program)
+    late = False
+
+    def kill() -> None:
+        nonlocal late
+        late = True
+        process.kill()
+
+    with tempfile.TemporaryFile() as errors:  # a pipe that nobody reads would fill up
+        begin = time.perf_counter()
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+            )
+        except OSError as error:
+            raise EdgelabError(f"{name}: {command[0]} does not start: {error}") from None
+        alarm = threading.Timer(timeout_s, kill)
+        alarm.start()
+        try:
+            assert process.stdout is not None
+            with process, process.stdout as stdout:
+                for line in stdout:
+                    if not steps or line.startswith(_ANSWER.encode()):
+                        answered, answer = time.perf_counter(), line
+                        break
+                else:
+                    answered, answer = time.perf_counter(), b""
+                stdout.read()
+        finally:
+            alarm.cancel()
+        if late or process.returncode != 0 or (steps and not answer):
+            errors.seek(0)
+            said = errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
+            why = f"took more than {timeout_s:g} s" if late else f"ended with {process.returncode}"
+            raise EdgelabError(f"{name} {why}: {plain_text(said[-1])}")
+    seconds = [float(each) for each in answer.split()[1:]] if steps else []
+    parts = dict(zip(steps, seconds, strict=True))
+    whole = {"start": answered - begin - sum(seconds), **parts}
+    return {part: each * 1e3 for part, each in whole.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -357,32 +357,47 @@ def run_all(
         raise ModelError(f"ONNX Runtime can't run the model: {one_line(error)}") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Smallest and largest values that a tensor took, for each channel if it has some.
+def ranges(
+    model: ModelProto, feeds: Iterable[Array], *, mean: bool = False
+) -> dict[str, tuple[Array, Array]]:
+    """Measure the range of every float tensor between operators, in one pass over the inputs.
 
-    Attributes
+    Parameters
     ----------
-    low, high : numpy.ndarray
-        ``(channels,)``, or no dimension.
+    model : onnx.ModelProto
+        Prepared.
+    feeds : iterable of numpy.ndarray
+        Inputs, one for each run.
+    mean : bool
+        Average the smallest and the largest values of the runs, instead of taking the extremes
+        of all: a value that one picture in a hundred reaches costs the others their precision.
+
+    Returns
+    -------
+    dict of str to (low, high)
+        Both ``float32`` without dimension.
     """
-
-    low: Array
-    high: Array
-
-
-def ranges(model: ModelProto, feeds: Iterable[Array]) -> dict[str, Range]:
-    """Measure the range of every float tensor between operators, in one pass over the inputs."""
-    low: dict[str, Array] = {}
-    high: dict[str, Array] = {}
+    low: dict[str, float] = {}
+    high: dict[str, float] = {}
+    count = 0
     for values in run_all(model, _float_tensors(model), feeds):
+        count += 1
         for name, value in values.items():
-            # Channels are the second of four dimensions; elsewhere one range is enough.
-            axes = (0, 2, 3) if value.ndim == 4 else None
-            smallest, largest = value.min(axes), value.max(axes)
-            low[name] = np.minimum(low.get(name, smallest), smallest)
-            high[name] = np.maximum(high.get(name, largest), largest)
-    return {name: Range(low[name], high[name]) for name in low}
+            smallest, largest = float(value.min()), float(value.max())
+            if mean:
+                low[name] = low.get(name, 0.0) + smallest
+                high[name] = high.get(name, 0.0) + largest
+            else:
+                low[name] = min(low.get(name, smallest), smallest)
+                high[name] = max(high.get(name, largest), largest)
+    parts = count if mean else 1
+    return {
+        name: (
+            np.asarray(low[name] / parts, np.float32),
+            np.asarray(high[name] / parts, np.float32),
+        )
+        for name in low
+    }
 
 
 def _float_tensors(model: ModelProto) -> list[str]:
@@ -393,146 +408,11 @@ def _float_tensors(model: ModelProto) -> list[str]:
     return [*(i.name for i in model.graph.input), *made]
 
 
-# --- equalizing -----------------------------------------------------------------------------------
-
-_MAX_FACTOR = 64.0
-_HEADROOM = 1.5  # an unseen picture may go this far beyond what calibration saw in a channel
-
-
-def equalize(model: ModelProto, seen: Mapping[str, Range]) -> dict[str, Array]:
-    """Scale channels so that they share one activation range better; the function stays the same.
-
-    All channels of an activation share one scale and zero point. A channel that takes small values
-    uses few of the 256 steps. Its producer's weights can be multiplied by a factor, and its
-    readers' divided by it: weights have a scale for each channel, so that costs little or nothing.
-    A clip at 6 (ReLU6) allows it only for a channel that stays below 6.
-
-    The idea is cross-layer equalization (Nagel et al., "Data-Free Quantization Through Weight
-    Equalization and Bias Correction", ICCV 2019), applied to activations instead of weights.
-    Factors are powers of two, so that nothing is rounded.
-
-    Parameters
-    ----------
-    model : onnx.ModelProto
-        Prepared; changed in place.
-    seen : mapping of str to Range
-        From `ranges`, for the model as it was.
-
-    Returns
-    -------
-    dict of str to numpy.ndarray
-        Factor of each channel, by tensor.
-    """
-    graph = model.graph
-    values = {name: array.copy() for name, array in arrays(model).items()}
-    uses = Counter(name for node in graph.node for name in node.input)
-    groups = _Groups()
-    for node in graph.node:
-        if node.op_type == "Add" and not any(name in values for name in node.input):
-            for name in node.input:
-                groups.join(name, node.output[0])
-        elif node.op_type in ("Clip", "Relu"):
-            groups.join(node.input[0], node.output[0])
-    writers: dict[str, list[NodeProto]] = defaultdict(list)
-    readers: dict[str, list[NodeProto]] = defaultdict(list)
-    clips: dict[str, list[float | None]] = defaultdict(list)
-    fixed = {groups.of(value.name) for value in (*graph.input, *graph.output)}
-    for node in graph.node:
-        if node.op_type == "Conv" and _scalable(node, values, uses):
-            writers[groups.of(node.output[0])].append(node)
-            readers[groups.of(node.input[0])].append(node)
-        elif node.op_type == "Relu":
-            clips[groups.of(node.output[0])].append(None)
-        elif node.op_type == "Clip" and (top := _relu_top(node, values)) is not None:
-            clips[groups.of(node.output[0])].append(top)
-        elif node.op_type != "Add" or any(name in values for name in node.input):
-            fixed.update(groups.of(name) for name in (*node.input, *node.output))
-    factors: dict[str, Array] = {}
-    for group in writers:
-        members = [n for n in groups.members(group) if n in seen and seen[n].low.ndim == 1]
-        if group in fixed or not readers[group] or not members:
-            continue
-        depthwise = all(attribute(n, "group", 1) > 1 for n in readers[group])
-        factor = _factor([seen[n] for n in members], clips[group], depthwise)
-        if factor is None:
-            continue
-        for node in writers[group]:
-            _scale(values, node.input[1], factor, 0)
-            if len(node.input) > 2 and node.input[2]:
-                _scale(values, node.input[2], factor, 0)
-        for node in readers[group]:
-            _scale(values, node.input[1], 1 / factor, 0 if attribute(node, "group", 1) > 1 else 1)
-        factors.update(dict.fromkeys(groups.members(group), factor))
-    set_arrays(model, values)
-    return factors
-
-
-class _Groups:
-    """Tensors that must have the same factors, because an addition or activation ties them."""
-
-    def __init__(self) -> None:
-        self._parent: dict[str, str] = {}
-
-    def of(self, name: str) -> str:
-        self._parent.setdefault(name, name)
-        while self._parent[name] != name:
-            name = self._parent[name]
-        return name
-
-    def join(self, one: str, other: str) -> None:
-        self._parent[self.of(one)] = self.of(other)
-
-    def members(self, group: str) -> list[str]:
-        return [name for name in self._parent if self.of(name) == group]
-
-
-def _scalable(node: NodeProto, values: Mapping[str, Array], uses: Mapping[str, int]) -> bool:
-    constants = [name for name in node.input[1:] if name]
-    if any(name not in values or uses[name] > 1 for name in constants):
-        return False
-    weight = values[node.input[1]]
-    group = attribute(node, "group", 1)
-    return weight.ndim == 4 and (group == 1 or (weight.shape[1] == 1 and group == len(weight)))
-
-
-def _relu_top(node: NodeProto, values: Mapping[str, Array]) -> float | None:
-    """Upper bound of a clip from zero; None for another kind of clip."""
-    bounds = [values.get(name) for name in node.input[1:3]]
-    if len(bounds) != 2 or any(b is None or b.size != 1 for b in bounds):
-        return None
-    low, top = (float(b.reshape(())) for b in bounds if b is not None)
-    return top if low == 0 and top > 0 else None
-
-
-def _factor(members: list[Range], tops: list[float | None], depthwise: bool) -> Array | None:
-    high = np.max([np.maximum(r.high, -r.low) for r in members], axis=0)
-    known = [top for top in tops if top is not None]
-    if known:
-        if len(members) != 2 or len(tops) != 1:  # more than one convolution and its clip
-            return None
-        # Only what is above zero gets through. A depthwise reader has a scale for each channel, so
-        # a factor costs nothing there; elsewhere it is shared between activation and weights.
-        high = np.max([r.high for r in members], axis=0) * _HEADROOM
-        wanted = np.where(high > 0, known[0] / np.maximum(high, 1e-9), 1.0)
-        power = np.floor(np.log2(np.clip(wanted, 1.0, _MAX_FACTOR)) * (1.0 if depthwise else 0.5))
-    else:
-        wanted = high.max() / np.maximum(high, 1e-9)
-        power = np.round(np.log2(np.clip(wanted, 1.0, _MAX_FACTOR)) * 0.5)
-    factor: Array = np.exp2(power).astype(np.float32)
-    return factor
-
-
-def _scale(values: dict[str, Array], name: str, factor: Array, axis: int) -> None:
-    array = values[name]
-    shape = [1] * array.ndim
-    shape[axis] = -1
-    values[name] = array * factor.reshape(shape).astype(array.dtype)
-
-
 # --- int4 -----------------------------------------------------------------------------------------
 
 BLOCK = 32
 """Weights that share a 4-bit scale."""
+_SMALLEST_SCALE = 6.2e-5  # below, float16 loses digits
 
 
 def four_bits(model: ModelProto) -> None:
@@ -594,7 +474,7 @@ def _blocks(weight: Array) -> tuple[Array, Array]:
     padded = np.zeros((outs, count * BLOCK, *kernel), np.float32)
     padded[:, :ins] = weight
     blocks = padded.reshape(outs, count, BLOCK, *kernel)
-    scale = _half(np.maximum(np.abs(blocks).max(2), 1e-6) / 7)
+    scale = _half(np.maximum(np.abs(blocks).max(2) / 7, _SMALLEST_SCALE))
     steps = np.clip(np.round(blocks / scale[:, :, None]), -7, 7)
     steps = steps.reshape(padded.shape)[:, :ins]
     return steps.astype(ml_dtypes.int4), scale
@@ -602,7 +482,7 @@ def _blocks(weight: Array) -> tuple[Array, Array]:
 
 def _channels(weight: Array) -> tuple[Array, Array]:
     largest = np.abs(weight).reshape(len(weight), -1).max(1)
-    scale = _half(np.maximum(largest, 1e-6) / 127)
+    scale = _half(np.maximum(largest / 127, _SMALLEST_SCALE))
     steps = np.clip(np.round(weight / scale.reshape(-1, *[1] * (weight.ndim - 1))), -127, 127)
     return steps.astype(np.int8), scale
 
@@ -638,7 +518,7 @@ def compact(model: ModelProto, floats: Mapping[str, Array]) -> None:
     def half(name: str, array: Array) -> None:
         """Store an array in float16 if that loses next to nothing, and let it be float32 again."""
         size = np.abs(array[array != 0])
-        smallest = 6.2e-5 if name.endswith("_scale") else 0.0  # below, float16 loses digits
+        smallest = _SMALLEST_SCALE if name.endswith("_scale") else 0.0
         if size.size and (size.max() > 6e4 or size.min() < smallest):
             kept[name] = array
             return
@@ -946,53 +826,3 @@ def matching_outputs(model: ModelProto, known: Iterable[Layer]) -> dict[str, str
             tensor = after[0].output[0]
         found[layer.name] = tensor
     return found
-
-
-def channel_factors(model: ModelProto, stored: Mapping[str, Array]) -> dict[str, Array]:
-    """Find the factors of `equalize` again, from the weights before and after.
-
-    Rounding changes the size of a channel's weights by far less than the factors, which are
-    powers of two.
-
-    Returns
-    -------
-    dict of str to numpy.ndarray
-        Factor of each channel, by tensor; tensors whose factors are all 1 are left out.
-    """
-    values = arrays(model)
-    factors: dict[str, Array] = {}
-    known = {layer.name: layer for layer in layers(model)}
-    for node in model.graph.node:
-        if node.op_type in ("Clip", "Relu") and node.input[0] in factors:
-            factors[node.output[0]] = factors[node.input[0]]
-        elif node.op_type == "Add":
-            for name in node.input:
-                if name in factors:
-                    factors[node.output[0]] = factors[name]
-        elif node.op_type == "Conv" and node.name in known and node.name in stored:
-            layer = known[node.name]
-            before = scaled_weight(node, values[layer.weight], factors, outputs=False)
-            ratio = _size(stored[node.name]) / np.maximum(_size(before), 1e-30)
-            factor = np.exp2(np.round(np.log2(np.clip(ratio, 1.0, _MAX_FACTOR))))
-            if (factor != 1).any():
-                factors[node.output[0]] = factor.astype(np.float32)
-    return factors
-
-
-def _size(weight: Array) -> Array:
-    size: Array = np.sqrt(np.square(weight, dtype=np.float64).reshape(len(weight), -1).sum(1))
-    return size
-
-
-def scaled_weight(
-    node: NodeProto, weight: Array, factors: Mapping[str, Array], *, outputs: bool = True
-) -> Array:
-    """Return a layer's weight as `equalize` scaled it."""
-    if node.op_type != "Conv":
-        return weight
-    values = {"": weight}
-    if (into := factors.get(node.input[0])) is not None:
-        _scale(values, "", 1 / into, 0 if attribute(node, "group", 1) > 1 else 1)
-    if outputs and (out := factors.get(node.output[0])) is not None:
-        _scale(values, "", out, 0)
-    return values[""]

@@ -764,8 +764,12 @@ def sensitivity(per_tensor: Sensitivity, per_channel: Sensitivity) -> Plot:
         outputs = [layer.activation_sqnr_db for layer in seen.layers]
         for axes, values in ((upper, weights), (middle, outputs)):
             axes.plot(places, values, marker=marker, ms=4, lw=1, color=colour, label=name)
-    upper.set(ylabel="weights, dB")
-    upper.legend(frameon=False, ncols=2, loc="lower right")
+    # Weights that fit their scales exactly would squeeze all others into one line.
+    known = [layer.weight_sqnr_db or 0.0 for _, seen, _, _ in ways for layer in seen.layers]
+    top = max([value for value in known if value < 100], default=100.0)
+    upper.set(ylabel="weights, dB", ylim=(None, top * 1.12))
+    figure.legend(*upper.get_legend_handles_labels(), loc="outside upper center", ncols=2,
+                  frameon=False)  # fmt: skip
     middle.set(ylabel="layer's output, dB")
     deep = ["depthwise" in layer.kind for layer in per_tensor.layers]
     ratios = [layer.range_ratio for layer in per_tensor.layers]
@@ -776,7 +780,7 @@ def sensitivity(per_tensor: Sensitivity, per_channel: Sensitivity) -> Plot:
             label=name,
         )  # fmt: skip
     lower.set(ylabel="largest channel\n/ median", xlabel="layer, in the order of execution")
-    lower.legend(frameon=False, ncols=2)
+    lower.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 0.92))
     for axes in (upper, middle, lower):
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.01)

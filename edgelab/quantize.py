@@ -1,7 +1,7 @@
 """Smaller numbers: FP16, INT8 and INT4 versions of an ONNX model, and where they lose precision.
 
 `quantize` uses ONNX Runtime's quantizers and calibrators where they do the job, and
-`edgelab.onnxgraph` for the rest: checks, equalization, a compact file, 4-bit convolutions.
+`edgelab.onnxgraph` for the rest: checks, ranges, a compact file, 4-bit convolutions.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from edgelab.paths import write_atomic
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from edgelab.onnxgraph import Layer, Range
+    from edgelab.datasets import Sample
+    from edgelab.onnxgraph import Layer
 
 Tensor = NDArray[np.float32]
 
 SCHEMES: Mapping[str, str] = {
     "fp16": "weights and arithmetic in float16, inputs and outputs in float32",
-    "int8": "int8 weights per channel, uint8 activations: the recipe that keeps accuracy and size",
+    "int8": "int8 per channel, activation ranges averaged over the pictures: the best recipe here",
     "int8-minmax": "int8 per channel, activation ranges from the smallest to the largest value",
     "int8-entropy": "int8 per channel, ranges that lose the least information (KL divergence)",
     "int8-percentile": "int8 per channel, ranges that hold 99.999 % of the values",
@@ -265,6 +266,8 @@ def _source(model: str | Path | Model) -> tuple[Path, bytes, Spec | None]:
 
 
 def _require_other(output: Path, source: Path) -> None:
+    if "\0" in str(output):
+        raise EdgelabError(f"can't write {str(output)!r:.200}: no file has a NUL in its name")
     try:
         if output.is_dir():
             raise EdgelabError(f"{output} is a folder; give the name of the file to write")
@@ -276,6 +279,73 @@ def _require_other(output: Path, source: Path) -> None:
             f"the output {output} is the model itself, which is never overwritten. Choose another "
             "name"
         )
+
+
+def load_source(name: str | Path, labels: Path | None = None) -> Model | Path:
+    """Load a model for the command line.
+
+    Parameters
+    ----------
+    name : str or pathlib.Path
+        A registry name, or an ONNX file.
+    labels : pathlib.Path, optional
+        ImageNet's list of classes: feed the model as usual for ImageNet, whatever it says itself.
+
+    Returns
+    -------
+    Model or pathlib.Path
+        The path alone if the file does not say how to feed it.
+
+    Raises
+    ------
+    ModelError
+        If there is no such model.
+    """
+    if labels is not None:
+        return models.load(name, spec=models.imagenet_spec(Path(name).stem, labels))
+    if str(name) in models.registry():
+        return models.load(name)
+    path, _, spec = _source(name)
+    return path if spec is None else models.load(path)
+
+
+def calibration_pictures(
+    source: Model | Path, folder: Path | None = None, count: int = 256
+) -> tuple[Sequence[Sample], Spec]:
+    """Choose the pictures to calibrate with, and say how to prepare them.
+
+    Parameters
+    ----------
+    source : Model or pathlib.Path
+        From `load_source`.
+    folder : pathlib.Path, optional
+        Any pictures of the kind that the model will see, with or without classes. The default is,
+        for a model of the rendered signs, the split ``"calibrate"``, which shares no picture with
+        the one that is scored.
+    count : int
+        At most so many.
+
+    Raises
+    ------
+    EdgelabError
+        If there are none, or the model does not say how to prepare them.
+    """
+    from edgelab.datasets import SIGNS, ImageFolder, Signs
+
+    if isinstance(source, Path):
+        raise ModelError(
+            f"{source} does not say how to prepare a picture, so it can't be calibrated with some. "
+            "Add its spec (models/README.md shows how); if it is an ImageNet model that is fed as "
+            "usual: --labels FILE, with lines such as 'n01440764 tench, Tinca tinca'"
+        )
+    if folder is not None:
+        return ImageFolder(folder, count=count), source.spec
+    if source.spec.labels != SIGNS:
+        raise EdgelabError(
+            f"no pictures for model {source.spec.name!r}: it does not know the rendered signs. "
+            "Give --calibrate DIR with 100 or more pictures of the kind that it will see"
+        )
+    return Signs("calibrate", count), source.spec
 
 
 class _Feeds:
@@ -348,24 +418,8 @@ def _make(
     if scheme in ("int8-entropy", "int8-percentile"):
         found = _histogram_ranges(prepared, feeds, scheme.removeprefix("int8-"))
     else:
-        seen = onnxgraph.ranges(prepared, feeds)
-        factors = onnxgraph.equalize(prepared, seen) if scheme == "int8" else {}
-        found = _tensor_ranges(seen, factors)
+        found = onnxgraph.ranges(prepared, feeds, mean=scheme == "int8")
     return _with_rounding(prepared, found, scheme != "int8-per-tensor", keep_float)
-
-
-def _tensor_ranges(
-    seen: Mapping[str, Range], factors: Mapping[str, NDArray[Any]]
-) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
-    """Join the channels' ranges to one for each tensor, after they were scaled."""
-    one = np.float32(1)
-    return {
-        name: (
-            np.asarray((r.low * factors.get(name, one)).min(), np.float32),
-            np.asarray((r.high * factors.get(name, one)).max(), np.float32),
-        )
-        for name, r in seen.items()
-    }
 
 
 def _histogram_ranges(
@@ -699,11 +753,6 @@ def sensitivity(
     ------
     ModelError
         If either can't be read, or the second was not made from the first.
-
-    Notes
-    -----
-    Where `quantize` scaled channels (see `edgelab.onnxgraph.equalize`), so does the comparison: a
-    factor is found from the weights, as the nearest power of two.
     """
     from edgelab import onnxgraph
     from edgelab.wasinn.backends.onnx import check_onnx
@@ -724,20 +773,16 @@ def sensitivity(
     layers = onnxgraph.layers(prepared)
     floats = onnxgraph.arrays(prepared)
     weights = onnxgraph.stored_weights(other, layers)
-    nodes = {node.name: node for node in prepared.graph.node}
-    # The other schemes leave the channels as they are.
-    scaled = origin.get("scheme") == "int8"
-    factors = onnxgraph.channel_factors(prepared, weights) if scaled else {}
     places = onnxgraph.matching_outputs(other, layers)
     feeds = _Feeds(inputs, shape)
     ours = onnxgraph.run_all(prepared, [layer.output for layer in layers], feeds)
     theirs = onnxgraph.run_all(other, places.values(), _Feeds(inputs, shape))
-    signal: dict[str, float] = dict.fromkeys(nodes, 0.0)
+    signal: dict[str, float] = dict.fromkeys(places, 0.0)
     noise = dict(signal)
     for exact, rounded in zip(ours, theirs, strict=True):
         for layer in layers:
             if layer.name in places:
-                x = _scaled(exact[layer.output], factors.get(layer.output), 1)
+                x = exact[layer.output]
                 signal[layer.name] += float(np.square(x, dtype=np.float64).sum())
                 difference = x - rounded[places[layer.name]].astype(np.float32)
                 noise[layer.name] += float(np.square(difference, dtype=np.float64).sum())
@@ -748,9 +793,8 @@ def sensitivity(
         largest = largest.max(1)
         if now is not None:
             now = now if now.shape == weight.shape else now.T
-            wanted = onnxgraph.scaled_weight(nodes[layer.name], weight, factors)
-            exact_energy = float(np.square(wanted, dtype=np.float64).sum())
-            lost = float(np.square(wanted - now, dtype=np.float64).sum())
+            exact_energy = float(np.square(weight, dtype=np.float64).sum())
+            lost = float(np.square(weight - now, dtype=np.float64).sum())
         found.append(
             LayerSensitivity(
                 layer.name,
@@ -773,15 +817,6 @@ def _origin(model: ModelProto) -> dict[str, Any]:
                 break
             return found if isinstance(found, dict) else {}
     return {}
-
-
-def _scaled(array: NDArray[Any], factor: NDArray[Any] | None, axis: int) -> NDArray[Any]:
-    if factor is None:
-        return array
-    shape = [1] * array.ndim
-    shape[axis] = -1
-    scaled: NDArray[Any] = array * factor.reshape(shape)
-    return scaled
 
 
 def _decibel(signal: float, noise: float) -> float:

@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 
 from edgelab import measure
+from edgelab.errors import EdgelabError
 from edgelab.measure import (
     MIN_ROUNDS,
     Comparison,
     Ratio,
     Summary,
     Watch,
+    cold_start,
     compare,
     duration,
     fingerprint,
@@ -511,3 +514,76 @@ def test_a_system_without_such_files_is_no_error(
     assert (mark.quota_cores, mark.load) == (None, None)
     assert mark.warnings() == ()
     assert "load" not in str(mark)
+
+
+# --- new processes --------------------------------------------------------------------------------
+
+
+def test_a_start_is_timed_to_the_answer_and_split_into_steps() -> None:
+    steps = {"wait": "import time; time.sleep(0.2)", "work": "answer = time.sleep(0.05)"}
+    shell = [sys.executable, "-c", "print('first', flush=True); import time; time.sleep(2)"]
+    found = cold_start({"steps": steps, "first line": shell}, repeats=1, warmup=0)
+    parts = found.parts["steps"]
+    assert list(parts) == ["start", "wait", "work"]
+    assert 200 <= parts["wait"] < 2000
+    assert 50 <= parts["work"] < 2000
+    assert parts["start"] > 0
+    assert sum(parts.values()) == pytest.approx(found.summaries["steps"].median_ms)
+    assert found.parts["first line"] == {"start": found.samples_ms["first line"][0]}
+    assert found.samples_ms["first line"][0] < 2000  # to the first line, not to the end
+
+
+def test_programs_start_in_turns_as_often_as_asked(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    programs = {
+        name: {"write": f"with open({str(log)!r}, 'a') as file: file.write({name!r})"}
+        for name in "ab"
+    }
+    found = cold_start(programs, repeats=4, warmup=2)
+    order = log.read_text()
+    assert [sorted(order[k : k + 2]) for k in range(0, 12, 2)] == [["a", "b"]] * 6
+    assert len({order[k : k + 2] for k in range(0, 12, 2)}) == 2  # in both orders
+    assert found.summaries["a"].count == len(found.samples_ms["a"]) == 4
+    assert found.ratios["a"] == Ratio(1, 1, 1, 4)
+    assert found.ratios["b"] == ratio(found.samples_ms["b"], found.samples_ms["a"])
+    for text in (str(found), found._repr_html_()):
+        for part in ("row / a", "baseline", "no winner", "start"):
+            assert part in text
+    assert json.loads(json.dumps(found.to_dict()))["parts"]["b"].keys() == {"start", "write"}
+
+
+def test_steps_share_a_scope_and_may_print_and_quote() -> None:
+    steps = {
+        "define": "import sys\ndef f(): return g()\ng = lambda: \"'quoted'\"",
+        "print": "print('edgelab', f(), end=''); sys.stderr.write('x' * 1_000_000)",
+        "values": "assert (text, number, path) == (\"a'b\", 0.5, 'c/d')",
+        "check": "assert f() == \"'quoted'\" and __name__ == '__main__' and len(sys.argv) == 1",
+    }
+    found = cold_start(
+        {"a": steps}, values={"text": "a'b", "number": 0.5, "path": Path("c/d")},
+        repeats=1, warmup=0,
+    )  # fmt: skip
+    assert list(found.parts["a"])[1:] == list(steps)
+
+
+@pytest.mark.parametrize(
+    ("program", "text"),
+    [
+        ({"fail": "import sys\nraise KeyError('lost\\x1b[2J')"}, "ended with 1: KeyError"),
+        ({"leave": "import os; os._exit(0)"}, "ended with 0: no message"),
+        ([sys.executable, "-c", "import sys; sys.exit('reason')"], "ended with 1: reason"),
+        (["/no/such/program"], "/no/such/program does not start"),
+        ({"sleep": "import time; time.sleep(60)"}, "took more than 1 s"),
+    ],
+)
+def test_programs_that_fail_are_told_apart(program: dict[str, str], text: str) -> None:
+    with pytest.raises(EdgelabError, match=text) as caught:
+        cold_start({"it": program}, repeats=1, warmup=0, timeout_s=1 if "sleep" in program else 60)
+    assert str(caught.value).isprintable()
+
+
+def test_starts_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="no programs"):
+        cold_start({})
+    with pytest.raises(ValueError, match="need repeats >= 1"):
+        cold_start({"a": {}}, repeats=0)

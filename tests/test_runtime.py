@@ -492,11 +492,10 @@ def test_a_forked_child_compiles_calls_and_stops_loops() -> None:
     script = """
 import os, signal, sys, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: fork beside threads
-from edgelab.build import guest_path
 from edgelab.errors import LimitError
 from edgelab.runtime import Guest, Limits
 from edgelab.wasinn import WasiNN
-path = guest_path("classify_nn").path  # large enough to be compiled on several threads
+path = sys.argv[1]  # large enough to be compiled on several threads
 nn = Guest(path, host=[WasiNN()], cache=False).instantiate()
 loop = b'(module (func (export "f") (loop br 0)))'
 old = Guest(loop, cache=False).instantiate(limits=Limits(seconds=0.1))
@@ -519,7 +518,9 @@ if os.fork() == 0:
     os._exit(0)
 assert os.wait()[1] == 0
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    # Found here, not there: if it has to be built, or waited for, stderr says so.
+    path = guest_path("classify_nn").path
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True)
     assert (done.stdout.split(), done.stderr) == (["parent", "child", "child", "compiled"], "")
 
 
