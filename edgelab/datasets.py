@@ -563,12 +563,15 @@ class Batch:
     spec : edgelab.models.Spec
     source : str
         What the pictures are, in words.
+    names : tuple of str
+        Of each picture: its path in its folder, or its number.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     spec: models.Spec
     source: str
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -580,7 +583,8 @@ class Batch:
 
     def take(self, indices: Sequence[int] | NDArray[np.integer[Any]] | slice) -> Batch:
         """Return some of the pictures, in the order asked for."""
-        return Batch(self.images[indices], self.labels[indices], self.spec, self.source)
+        names = tuple(np.array(self.names, object)[indices]) if self.names else ()
+        return Batch(self.images[indices], self.labels[indices], self.spec, self.source, names)
 
     def tensors(self) -> NDArray[np.float32]:
         """Normalise all: ``float32``, ``(n, 3, crop, crop)``, 588 KiB a picture of 224 x 224.
@@ -664,7 +668,12 @@ def prepare(samples: Sequence[Sample], spec: models.Spec, *, threads: int | None
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return Batch(cut, labels, spec, repr(samples) if not isinstance(samples, list) else "a list")
+    names = tuple(map(str, range(count)))
+    if isinstance(samples, ImageFolder):
+        root = samples.folder.resolve()
+        names = tuple(path.relative_to(root).as_posix() for path in samples.paths)
+    source = "a list" if isinstance(samples, list) else repr(samples)
+    return Batch(cut, labels, spec, source, names)
 
 
 def tensors(samples: Sequence[Sample], spec: models.Spec) -> NDArray[np.float32]:

@@ -602,7 +602,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
-        names = self.batch.spec.labels
+        names, pictures = self.batch.spec.labels, self.batch.names
         return {
             "baseline": self.baseline,
             "pictures": {"count": len(self.batch), "source": self.batch.source},
@@ -614,6 +614,7 @@ class Evaluation:
                     "flips": [
                         {
                             "index": flip.index,
+                            "picture": pictures[flip.index] if pictures else str(flip.index),
                             "label": names[flip.label],
                             "before": names[flip.before],
                             "after": names[flip.after],

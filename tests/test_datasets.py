@@ -195,6 +195,8 @@ def test_chunks_put_together_are_the_tensors() -> None:
     some = batch.take([3, 1])
     np.testing.assert_array_equal(some.images, batch.images[[3, 1]])
     np.testing.assert_array_equal(some.labels, [3, 1])
+    assert some.names == ("3", "1")
+    assert batch.take(slice(2, 4)).names == ("2", "3")
 
 
 def test_folds_hold_every_picture_once_and_are_mixed() -> None:
@@ -291,6 +293,7 @@ def test_pictures_are_labelled_by_folder_or_name_and_come_in_turns(
     assert folder.skipped == {}
     assert len(folder[1:3]) == 2
     assert repr(folder) == "ImageFolder('set', 5 pictures of 3 classes)"
+    assert prepare(folder, toy_spec(labels=BIRDS)).names == tuple(names)
     few = ImageFolder(root, class_names(toy_spec(labels=BIRDS), synsets), count=3)
     assert few.paths == folder.paths[:3]
     with pytest.raises(ValueError, match="count >= 1"):

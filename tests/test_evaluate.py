@@ -428,7 +428,9 @@ def test_tables_and_json_say_the_same(paint: Batch) -> None:
     assert plain["pictures"] == {"count": 18, "source": "paint"}
     swapped = plain["scores"]["swapped"]
     assert swapped["difference"]["verdict"] == seen["swapped"].difference.verdict
-    assert swapped["flips"][0] == {"index": 8, "label": "green", "before": "green", "after": "blue"}
+    assert swapped["flips"][0] == {
+        "index": 8, "picture": "8", "label": "green", "before": "green", "after": "blue",
+    }  # fmt: skip
     assert set(plain["timings"]) == set(BACKENDS)
     for backend in BACKENDS:
         assert set(plain["timings"][backend]["ratios"]) == {"plain", "swapped"}
@@ -629,6 +631,8 @@ def test_the_command_compares_models_on_a_folder(tmp_path: Path) -> None:
     assert plain["pictures"]["count"] == 3  # one of each class, in turns
     assert plain["scores"]["plain"]["top1"]["count"] == 3
     assert plain["scores"]["plain"]["difference"]["gained"] == 2
+    flipped = [flip["picture"] for flip in plain["scores"]["plain"]["flips"]]
+    assert flipped == ["green/0.png", "blue/0.png"]
 
 
 def test_the_command_needs_no_folder_for_the_model_that_ships() -> None:
