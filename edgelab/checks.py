@@ -9,8 +9,10 @@ from __future__ import annotations
 import functools
 import json
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,9 @@ from edgelab.aot import EngineConfig
 from edgelab.artifact import Artifact
 from edgelab.build import guest_path
 from edgelab.classify import Classifier
-from edgelab.datasets import SIGNS, Signs
+from edgelab.datasets import SIGNS, Signs, prepare
 from edgelab.errors import BuildError, EdgelabError, LimitError, ToolchainError
+from edgelab.evaluate import divergence, logits, mcnemar_p
 from edgelab.models import load
 from edgelab.pipeline import Pipeline
 from edgelab.preprocess import preprocess
@@ -674,3 +677,137 @@ def _palette(answer: Any) -> str:
             "takes about one for a pixel, or less.",
         )
     return "Right: each pixel once, 16 at a time, and none beyond the end."
+
+
+# --- 06 -------------------------------------------------------------------------------------------
+
+
+def _with_rounded_layer(layer: str, bits: int = 4) -> bytes:
+    """The model that ships, with one layer's weights rounded, with one step for the tensor."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load_model_from_string(load("signs").data)
+    for tensor in model.graph.initializer:
+        if tensor.name == layer:
+            weights = numpy_helper.to_array(tensor)
+            step = np.abs(weights).max() / (2 ** (bits - 1) - 1)
+            near = (step * np.round(weights / step)).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(near, layer))
+    return bytes(model.SerializeToString())
+
+
+@functools.cache
+def _uneven_layers() -> dict[str, float]:
+    """Layer → largest weight of its widest channel over that of a median one, widest first."""
+    import onnx
+    from onnx import numpy_helper
+
+    ratios = {}
+    for tensor in onnx.load_model_from_string(load("signs").data).graph.initializer:
+        if len(tensor.dims) > 1:
+            weights = numpy_helper.to_array(tensor)
+            largest = np.abs(weights.reshape(len(weights), -1)).max(1)
+            ratios[tensor.name] = float(largest.max() / np.median(largest))
+    return dict(sorted(ratios.items(), key=lambda item: -item[1]))
+
+
+@_exercise(
+    "06-layers",
+    "There are 53 layers, so write a loop. `changed` makes the model with other weights: change "
+    "those of one name, and return all others as they are.",
+    "For each name: after = logits(changed(lambda n, w: rounded(w, 4, False) if n == name else w), "
+    "dozen). Keep divergence(before, after) under the name.",
+    "layers = sorted(moved, key=moved.get)[-2:], where moved is a dict of name → divergence.",
+)
+def _layers(answer: Any) -> str:
+    ratios = _uneven_layers()
+    _require(
+        isinstance(answer, (list, tuple, set)) and len(answer) == 2 and set(answer) <= set(ratios),
+        f"need two names of layers, such as {list(ratios)[-1]!r}; got {answer!r:.80}.",
+    )
+    batch = prepare(Signs("test", 24), load("signs").spec)
+    before = logits(load("signs"), batch)
+    moved = {
+        name: divergence(before, logits(_with_rounded_layer(name), batch))
+        for name in {*answer, *list(ratios)[:6]}
+    }
+    worst = sorted(moved, key=lambda name: -moved[name])
+    missed = [name for name in answer if name not in worst[:2]]
+    if missed:
+        raise _NotYet(
+            f"rounding {missed[0]} moves the probabilities by {moved[missed[0]]:.4f} nats. There "
+            f"is a layer that moves them {moved[worst[1]] / moved[missed[0]]:.0f} times as far."
+        )
+    times = moved[worst[1]] / moved[worst[2]]
+    return (
+        f"Right: {' and '.join(worst[:2])}, the first convolution and the first depthwise one. "
+        f"Each moves the probabilities {times:.0f} times as far as the next of the uneven layers, "
+        f"or more. Their widest channels have weights {ratios[worst[0]]:.1f} and "
+        f"{ratios[worst[1]]:.1f} times as large as a median channel's; they have 32 channels, and "
+        "all other layers build on them."
+    )
+
+
+@_exercise(
+    "06-coin",
+    "If 8 are lost and 2 gained, the few are 2. As uneven to one side: 0, 1 or 2 heads of 10. The "
+    "other side is as probable.",
+    "few = min(lost, gained); add math.comb(n, k) for k from 0 to few, divide by 2 ** n, double.",
+    "return min(1, 2 * sum(math.comb(n, k) for k in range(few + 1)) / 2 ** n), since with as many "
+    "heads as tails both sides share a case.",
+)
+def _coin(answer: Any) -> str:
+    for lost, gained in ((8, 2), (4, 0), (0, 6), (5, 5), (0, 0), (3, 9), (60, 85), (400, 700)):
+        got = answer(lost, gained)
+        _require(got is not ..., "your function returns the dots. Replace them.")
+        want = mcnemar_p(lost, gained)
+        _require(
+            isinstance(got, (int, float)) and math.isclose(got, want, rel_tol=1e-6),
+            f"with {lost} lost and {gained} gained p is {want:.4g}; yours says {got!r:.40}.",
+        )
+    return (
+        "Right. Six to none is the least that gets below 0.05: 2 / 64 = 0.031. And with 400 to "
+        "700, nobody needs a formula."
+    )
+
+
+@_exercise(
+    "06-calibrate",
+    "The ranges of the values between the layers are taken from your pictures. What if hardly any "
+    "edge or colour is in them?",
+    "A picture with nothing in it gives small values everywhere. A normalised 0 is a mean grey.",
+    "pictures = np.zeros((32, 3, 224, 224), np.float32)",
+)
+def _calibrate(answer: Any) -> str:
+    from edgelab.quantize import quantize
+
+    signs = load("signs")
+    shape = (32, 3, signs.spec.crop, signs.spec.crop)
+    _require(
+        isinstance(answer, np.ndarray) and answer.shape == shape and answer.dtype == np.float32,
+        f"need a float32 array of shape {shape}; got {getattr(answer, 'dtype', type(answer))} of "
+        f"{getattr(answer, 'shape', 'no shape')}.",
+    )
+    _require(
+        bool(np.isfinite(answer).all()) and answer.min() >= -2.2 and answer.max() <= 2.7,
+        "your pictures have values that no picture has. Stay between -2.2 and 2.7.",
+    )
+    batch = prepare(Signs("test", 160), signs.spec)
+    with tempfile.TemporaryDirectory() as folder:
+        made = quantize(signs, Path(folder) / "ruined.onnx", "int8", calibration=answer)
+        ruined = load(made.path)
+    right = {
+        name: int((logits(model, batch).argmax(1) == batch.labels).sum())
+        for name, model in (("fp32", signs), ("int8", ruined))
+    }
+    lost = 100 * (right["fp32"] - right["int8"]) / len(batch)
+    _require(
+        lost > 10,
+        f"int8 gets {right['int8']} of {len(batch)} renders right, and float32 {right['fp32']}. "
+        "These pictures are too good for it.",
+    )
+    return (
+        f"Right: of {len(batch)} renders float32 gets {right['fp32']} right, and your int8 "
+        f"{right['int8']}. No tool complained. So look at what a model was calibrated with."
+    )

@@ -230,6 +230,32 @@ pub unsafe extern "C" fn palette(at: *mut u8, n: usize, table: *const u8) { unsa
         '''palette = """(module (memory (export "memory") 1)
   (func (export "palette") (param i32 i32 i32)))"""''',
     ],
+    "06-layers": [
+        # one of the two; uneven channels that matter less; even ones; no layers
+        "layers = ['features.0.0.weight', 'features.2.conv.1.0.weight']",
+        "layers = ['features.4.conv.2.weight', 'features.17.conv.1.0.weight']",
+        "layers = sorted(weights, key=lambda name: weights[name].size)[-2:]",
+        "layers = ['features.0.0.bias', 'features.0.0.weight']",
+        "layers = 'features.0.0.weight'",
+    ],
+    "06-coin": [
+        # one side only; both sides counted where they are one; the probability of this count alone
+        """def p_value(lost, gained):
+    n, few = lost + gained, min(lost, gained)
+    return sum(math.comb(n, k) for k in range(few + 1)) / 2**n""",
+        """def p_value(lost, gained):
+    n, few = lost + gained, min(lost, gained)
+    return 2 * sum(math.comb(n, k) for k in range(few + 1)) / 2**n""",
+        """def p_value(lost, gained):
+    return math.comb(lost + gained, lost) / 2 ** (lost + gained)""",
+        "p_value = 0.05",
+    ],
+    "06-calibrate": [
+        # good ones; of another type; out of range
+        "pictures = calibration[:32]",
+        "pictures = np.zeros((32, 3, 224, 224))",
+        "pictures = np.full((32, 3, 224, 224), 100, np.float32)",
+    ],
 }
 
 
@@ -550,7 +576,7 @@ def test_plots_can_be_read_without_seeing_them() -> None:
         plots.kernels(kernel_table(repeats=1)),
         plots.nn_calls(),
         plots.tensor_struct(bytes(range(20)), 0x40),
-    )
+    )  # pareto, flips and sensitivity: with what they show, in test_evaluate and test_quantize
     for plot in drawn:
         bundle = plot._repr_mimebundle_()
         assert plot.png.startswith(b"\x89PNG")
