@@ -133,8 +133,15 @@ class Pipeline:
         self._graph = self.classifier.load_graph(self.model.spec.name)
 
     def replica(self, *, limits: Limits | None = None) -> Pipeline:
-        """Return a pipeline for another thread: its own instance, the same model and guest code."""
+        """Return a pipeline for another thread: its own instance, the same model and guest code.
+
+        Parameters
+        ----------
+        limits : edgelab.runtime.Limits, optional
+            The default is what this pipeline has.
+        """
         other = copy.copy(self)
+        limits = limits or self.classifier.instance.limits
         other.classifier = Classifier(self.guest.instantiate(limits=limits))
         other._graph = other.classifier.load_graph(self.model.spec.name)
         return other

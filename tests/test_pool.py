@@ -104,6 +104,14 @@ def test_a_thread_whose_instance_hit_a_limit_gets_a_new_one(pipeline: Pipeline) 
         assert items[0].result().top == items[2].result().top
 
 
+def test_a_pipelines_own_limits_hold_for_its_replicas() -> None:
+    limits = Limits(seconds=7, memory_bytes=64 << 20)
+    limited = Pipeline("signs", threads=1, limits=limits)
+    assert limited.replica().classifier.instance.limits == limits
+    other = Limits(seconds=3)
+    assert limited.replica(limits=other).classifier.instance.limits == other
+
+
 def test_back_pressure_takes_no_more_than_it_may(pool: Pool, images: list[Any]) -> None:
     taken = 0
 
