@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
 from edgelab import images, preprocess
 from edgelab.build import guest_path
@@ -41,12 +40,12 @@ from edgelab.measure import (
     ratio,
     text_table,
 )
-from edgelab.models import Model, models_dir
+from edgelab.models import Model, example_image
 from edgelab.pipeline import STAGES, Classification, Pipeline, Prediction
 from edgelab.results import Fact, Results, Row, Section, merge, read
 from edgelab.runtime import Guest
 from edgelab.wasinn import Encoding, WasiNN
-from edgelab.wasinn.backends import Graph, load_graph
+from edgelab.wasinn.backends import load_graph
 from edgelab.wasinn.backends.onnx import OnnxGraph, session_options
 
 
@@ -148,11 +147,6 @@ class StageTable:
 
 EXAMPLE_LABEL = "stop"
 """What the shipped picture shows."""
-
-
-def example_image() -> Path:
-    """Path of the picture that ships with the embedded model: a rendered sign, JPEG."""
-    return models_dir() / "signs" / "example.jpg"
 
 
 def stage_table(
@@ -559,6 +553,7 @@ def quantize_sections(
     ModelError
         If the model can't be quantized, or does not run.
     """
+    from edgelab.evaluate import Runner
     from edgelab.quantize import quantize
 
     shape = (1, 3, model.spec.crop, model.spec.crop)
@@ -576,7 +571,11 @@ def quantize_sections(
         refused = []
         for name, data in versions.items():
             try:
-                jobs[name] = _inference(load_graph(data, threads=threads, backend=backend), noise)
+                graph = load_graph(data, threads=threads, backend=backend)
+                runner = Runner(graph, shape)
+                runner.input[:] = noise[:1]
+                runner.run()
+                jobs[name] = runner.run
             except EdgelabError as error:
                 if name == "fp32":
                     raise
@@ -593,19 +592,6 @@ def quantize_sections(
             facts=facts,
         )
         yield replace(section, warnings=(*section.warnings, *refused))
-
-
-def _inference(graph: Graph, pictures: NDArray[np.float32]) -> Callable[[], Any]:
-    context, picture = graph.context(), np.ascontiguousarray(pictures[:1])
-
-    def run() -> NDArray[Any]:
-        context.compute()
-        return context.output(0)
-
-    context.bind_input(0, picture.ctypes.data, picture.shape, picture.dtype)
-    run.picture = picture  # type: ignore[attr-defined]  # the context has its address only
-    run()
-    return run
 
 
 SECTIONS: Mapping[str, str] = {

@@ -190,10 +190,14 @@ def source_hash(source: Path, name: str = "classify") -> str:
 
 def flags_of(name: str) -> tuple[str, ...]:
     """Return what cargo is called with for one of `RECIPES`, and rustc where that is special."""
+    return (*_cargo_flags(name), *RECIPES[name].rustflags)
+
+
+def _cargo_flags(name: str) -> tuple[str, ...]:
     recipe = RECIPES[name]
     flags = tuple(f for f in FLAGS if f not in ("--target", TARGET)) if recipe.native else FLAGS
     names = ("--config", 'profile.release.strip="debuginfo"') if recipe.names else ()
-    return (*flags, *names, *recipe.rustflags)
+    return (*flags, *names)
 
 
 def _output(name: str, source: Path) -> Path:
@@ -562,8 +566,7 @@ def _cargo_build(name: str, source: Path, toolchain: Toolchain, failed_fetch: st
     config = ["--config", f"{'build' if recipe.native else f'target.{TARGET}'}.rustflags={flags}"]
     # Fetching also wants what only tests need, so the build may work all the same.
     offline = ["--offline"] if failed_fetch else []
-    arguments = flags_of(name)[: len(flags_of(name)) - len(recipe.rustflags)]
-    command = [*arguments, *offline, *config, "--package", package]
+    command = [*_cargo_flags(name), *offline, *config, "--package", package]
     done = toolchain.run(command, source, title=f"cargo builds {name}")
     if done.returncode:
         raise BuildError(

@@ -304,8 +304,8 @@ def _count(text: str) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from edgelab.bench import example_image
     from edgelab.build import build
+    from edgelab.models import example_image
     from edgelab.paths import source_root
     from edgelab.pipeline import Pipeline
 

@@ -21,6 +21,7 @@ import secrets
 import shutil
 import stat
 import tarfile
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -92,7 +93,25 @@ class Sample:
     label: int
 
 
-class Signs(Sequence[Sample]):
+class _Samples(Sequence[Sample], ABC):
+    """A sequence whose samples are made on access; a slice is a list of them."""
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self._sample(i) for i in range(*index.indices(len(self)))]
+        return self._sample(index)
+
+    @abstractmethod
+    def _sample(self, index: int) -> Sample: ...
+
+
+class Signs(_Samples):
     """A split of the rendered signs, made on access.
 
     Parameters
@@ -121,15 +140,7 @@ class Signs(Sequence[Sample]):
     def __len__(self) -> int:
         return self._count
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._count))]
+    def _sample(self, index: int) -> Sample:
         if not -self._count <= index < self._count:
             raise IndexError(f"sample {index} of {self._count}")
         index %= self._count
@@ -742,7 +753,7 @@ def _key(name: str) -> str:
     return " ".join(name.replace("_", " ").split()).casefold()
 
 
-class ImageFolder(Sequence[Sample]):
+class ImageFolder(_Samples):
     """Photos in a folder, labelled by their folder's or by their own name.
 
     ``FOLDER/tench/1.jpg``, ``FOLDER/n01440764/1.jpg``, ``FOLDER/n01440764.jpg`` and
@@ -810,15 +821,7 @@ class ImageFolder(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _sample(self, index: int) -> Sample:
         return Sample(images.decode(self.paths[index]), self.labels[index])
 
     def __repr__(self) -> str:

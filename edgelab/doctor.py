@@ -127,8 +127,9 @@ def _models() -> str:
 
 
 def _classify() -> str:
-    from edgelab.bench import EXAMPLE_LABEL, example_image
+    from edgelab.bench import EXAMPLE_LABEL
     from edgelab.build import ready_guest
+    from edgelab.models import example_image
     from edgelab.pipeline import Pipeline
 
     if ready_guest("classify_nn") is None:

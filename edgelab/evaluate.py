@@ -248,8 +248,26 @@ def _opened(model: Model | bytes | str | Path, backend: str, threads: int | None
     return graph
 
 
-class _Runner:
-    """A model with one input array bound: fill `input`, call `run`, read the result."""
+class Runner:
+    """A model with one input array bound: fill `input`, call `run`, read the result.
+
+    Parameters
+    ----------
+    graph : Graph
+        With one input. `run` returns its first output, which the next `run` overwrites.
+    shape : tuple of int
+        Of the input.
+
+    Attributes
+    ----------
+    input : numpy.ndarray
+        ``float32``. Read at each `run`, where it is.
+
+    Raises
+    ------
+    ModelError
+        If the model does not take that.
+    """
 
     def __init__(self, graph: Graph, shape: tuple[int, ...]) -> None:
         info = graph.inputs[0]
@@ -263,6 +281,7 @@ class _Runner:
         self._context.bind_input(0, self.input.ctypes.data, shape, self.input.dtype)
 
     def run(self) -> NDArray[Any]:
+        """Run the model once."""
         self._context.compute()
         return self._context.output(0)
 
@@ -310,7 +329,7 @@ def logits(
     else:
         shape = (1, *pictures.shape[1:])
         chunks = iter([(0, pictures)])
-    runner = _Runner(graph, shape)
+    runner = Runner(graph, shape)
     rows = np.empty((len(pictures), 0), np.float32)
     for start, chunk in chunks:
         for place, tensor in enumerate(chunk):
@@ -443,7 +462,7 @@ def _probe(backend: str, path: str, crop: str, threads: str) -> None:
     else:
         import onnxruntime  # noqa: F401
     if path:
-        runner = _Runner(_opened(path, backend, int(threads)), (1, 3, int(crop), int(crop)))
+        runner = Runner(_opened(path, backend, int(threads)), (1, 3, int(crop), int(crop)))
         for _ in range(3):
             runner.run()
     print(_own_peak_bytes())
@@ -812,7 +831,7 @@ def compare(
         runners = {}
         for name, model in models.items():
             try:
-                runners[name] = _Runner(_opened(model, backend, threads), (1, 3, crop, crop))
+                runners[name] = Runner(_opened(model, backend, threads), (1, 3, crop, crop))
                 runners[name].input[:] = first
                 runners[name].run()
             except Exception as error:  # each library has classes of its own

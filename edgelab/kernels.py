@@ -46,7 +46,7 @@ from edgelab.measure import (
     ratio,
     text_table,
 )
-from edgelab.models import Spec, models_dir
+from edgelab.models import Spec, example_image
 from edgelab.runtime import Guest, Instance
 
 STEPS = ("normalize", "resize", "preprocess")
@@ -469,11 +469,6 @@ def _absent(missing: Mapping[str, str]) -> Iterator[str]:
     """Say what is not there, with each reason once."""
     for reason in dict.fromkeys(missing.values()):
         yield f"no {', '.join(name for name in missing if missing[name] == reason)}: {reason}"
-
-
-def example_image() -> Path:
-    """Path of the picture that ships with the embedded model: a rendered sign, JPEG."""
-    return models_dir() / "signs" / "example.jpg"
 
 
 def _scaled(summary: Summary, runs: int) -> Summary:

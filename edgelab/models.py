@@ -163,6 +163,11 @@ def models_dir() -> Path:
     return root / "models" if root else PACKAGE / "_models"
 
 
+def example_image() -> Path:
+    """Path of the picture that ships with the embedded model: a rendered sign, JPEG."""
+    return models_dir() / "signs" / "example.jpg"
+
+
 @functools.cache
 def _registry_file() -> dict[str, dict[str, Any]]:
     with open(models_dir() / "registry.toml", "rb") as file:
@@ -200,22 +205,34 @@ def load(name: str | Path = "signs", *, spec: Spec | None = None) -> Model:
     """
     entry = registry().get(str(name))
     path = fetch(str(name)) if entry else Path(name)
-    try:
-        if path.stat().st_size > MAX_MODEL_BYTES:
-            raise ModelError(f"{path} is larger than {MAX_MODEL_BYTES:,} bytes")
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise ModelError(
-            f"no model {str(name)!r}: {reason}. Known names: {', '.join(names())}; or give "
-            "the path of a file"
-        ) from None
+    data = read_file(path)
     digest = hashlib.sha256(data).hexdigest()
     if entry:
         _require_pin(path, data, digest, entry)
     if spec is None:
         spec = _registry_spec(str(name), entry) if entry and "spec" in entry else read_spec(data)
     return Model(path, data, digest, spec)
+
+
+def read_file(path: str | Path, *, max_bytes: int = MAX_MODEL_BYTES) -> bytes:
+    """Read a model's file, if it is not too large.
+
+    Raises
+    ------
+    ModelError
+        If it is, or can't be read.
+    """
+    path = Path(path)
+    try:
+        if (size := path.stat().st_size) > max_bytes:
+            raise ModelError(f"{path} has {size:,} bytes; {max_bytes:,} are the limit here")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(
+            f"no model {str(path)!r:.200}: {reason}. Known names: {', '.join(names())}; or give "
+            "the path of a file"
+        ) from None
 
 
 def read_spec(data: bytes) -> Spec:

@@ -308,6 +308,11 @@ def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
     return readers
 
 
+def producers(graph: GraphProto) -> dict[str, NodeProto]:
+    """Return the node that makes each tensor."""
+    return {name: node for node in graph.node for name in node.output}
+
+
 def arrays(model: ModelProto) -> dict[str, Array]:
     """Return a model's constants by name."""
     onnx = _onnx()
@@ -563,7 +568,7 @@ def _half(array: Array) -> Array:
 
 
 def _bypass_last_rounding(graph: GraphProto, values: Mapping[str, Array]) -> None:
-    makers = {name: node for node in graph.node for name in node.output}
+    makers = producers(graph)
     readers = consumers(graph)
     for value in graph.output:
         last = makers.get(value.name)
@@ -641,7 +646,7 @@ def _names(taken: set[str]) -> Iterator[str]:
 
 def _sort(graph: GraphProto) -> None:
     """Put nodes into an order that depends on the graph alone: each right before its reader."""
-    makers = {name: node for node in graph.node for name in node.output}
+    makers = producers(graph)
     done: set[int] = set()
     order: list[NodeProto] = []
     for value in graph.output:
@@ -682,8 +687,8 @@ def weight_bytes(model: ModelProto, layer: Layer) -> tuple[int, str]:
                     scaled = int(np.prod(tensor.dims)) if tensor.dims else 1
                 elif base == layer.weight and (len(tensor.dims) > 1 or name.endswith("_Q4")):
                     how = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
-    names = {"float": "float32", "uint8": "uint8"}
-    how = names.get(how, how)
+    if how == "float":
+        how = "float32"
     if f"{layer.weight}_Q4" in "".join(tensors) or how == "int4":
         how = f"int4 in blocks of {BLOCK}"
     elif how in ("int8", "uint8"):
@@ -699,7 +704,7 @@ def label(model: ModelProto, known: Iterable[Layer]) -> None:
 
     Works on tensor names of the source, so before `shorten`.
     """
-    makers = {name: node for node in model.graph.node for name in node.output}
+    makers = producers(model.graph)
     taken = {node.name for node in model.graph.node}
     for layer in known:
         if layer.name not in taken and layer.sums in makers:
@@ -709,7 +714,7 @@ def label(model: ModelProto, known: Iterable[Layer]) -> None:
 def stored_weights(model: ModelProto, known: Iterable[Layer]) -> dict[str, Array]:
     """Return the weights of a labelled, quantized model as real numbers, by layer."""
     nodes = {node.name: node for node in model.graph.node if node.name}
-    makers = {name: node for node in model.graph.node for name in node.output}
+    makers = producers(model.graph)
     values = arrays(model)
     found: dict[str, Array] = {}
     computed: dict[str, str] = {}
@@ -736,7 +741,7 @@ def stored_weights(model: ModelProto, known: Iterable[Layer]) -> dict[str, Array
 def _integer_scale(node: NodeProto, graph: GraphProto, values: Mapping[str, Array]) -> Array:
     """Scale of the weights of a ConvInteger: a constant factor of what its sums are scaled by."""
     readers = consumers(graph)
-    makers = {name: maker for maker in graph.node for name in maker.output}
+    makers = producers(graph)
     after = readers[node.output[0]][0]
     if after.op_type == "Cast":
         after = readers[after.output[0]][0]
@@ -752,7 +757,7 @@ def _integer_scale(node: NodeProto, graph: GraphProto, values: Mapping[str, Arra
 def _constants(model: ModelProto, names: list[str]) -> dict[str, Array]:
     """Compute tensors that depend on constants alone."""
     onnx = _onnx()
-    makers = {name: node for node in model.graph.node for name in node.output}
+    makers = producers(model.graph)
     stack, used = list(names), set()
     while stack:
         name = stack.pop()

@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from edgelab import models
 from edgelab.errors import EdgelabError, ModelError, one_line
+from edgelab.measure import fingerprint, html_table
 from edgelab.models import Model, Spec
 from edgelab.paths import write_atomic
 
@@ -117,35 +117,29 @@ class Quantized:
         """Return plain values, ready for JSON."""
         return {**asdict(self), "path": str(self.path), "size_ratio": self.size_ratio}
 
-    def __str__(self) -> str:
-        head = (
-            f"{'layers':<24} {'count':>5}  {'weights now':<22} {'bytes before':>12} {'after':>11}"
-        )
-        lines = [
-            f"{self.scheme}: {self.source_bytes:,} -> {self.size_bytes:,} bytes "
-            f"({self.size_ratio:.2%})",
-            head,
-            *(
-                f"{k.kind:<24} {k.count:>5}  {k.weights:<22} {k.source_bytes:>12,} "
-                f"{k.size_bytes:>11,}"
-                for k in self.layers
-            ),
+    _COLUMNS = ("layers", "count", "weights now", "bytes before", "after")
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        return [
+            (k.kind, str(k.count), k.weights, f"{k.source_bytes:,}", f"{k.size_bytes:,}")
+            for k in self.layers
         ]
+
+    def _title(self, arrow: str) -> str:
+        return (
+            f"{self.scheme}: {self.source_bytes:,} {arrow} {self.size_bytes:,} bytes "
+            f"({self.size_ratio:.2%})"
+        )
+
+    def __str__(self) -> str:
+        line = "{:<24} {:>5}  {:<22} {:>12} {:>11}".format
+        lines = [self._title("->"), *(line(*row) for row in (self._COLUMNS, *self._cells()))]
         if self.calibration_images:
             lines.append(f"calibrated on {self.calibration_images:,} images")
         return "\n".join([*lines, self.reason])
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{escape(k.kind)}</td><td>{k.count}</td><td>{escape(k.weights)}</td>"
-            f"<td>{k.source_bytes:,}</td><td>{k.size_bytes:,}</td></tr>"
-            for k in self.layers
-        )
-        return (
-            f"<table><caption>{escape(self.scheme)}: {self.source_bytes:,} → {self.size_bytes:,} "
-            f"bytes ({self.size_ratio:.2%})</caption><tr><th>layers</th><th>count</th>"
-            f"<th>weights now</th><th>bytes before</th><th>after</th></tr>{rows}</table>"
-        )
+        return html_table(self._title("→"), self._COLUMNS, self._cells())
 
 
 def quantize(
@@ -248,16 +242,7 @@ def _source(model: str | Path | Model) -> tuple[Path, bytes, Spec | None]:
     if isinstance(model, Model):
         return model.path, model.data, model.spec
     path = Path(model)
-    try:
-        size = path.stat().st_size
-        if size > MAX_SOURCE_BYTES:
-            raise ModelError(f"{path} has {size:,} bytes; {MAX_SOURCE_BYTES:,} are the limit here")
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise ModelError(
-            f"no model {str(model)!r:.200}: {getattr(error, 'strerror', None) or error}. Known "
-            f"names: {', '.join(models.names())}; or give the path of an ONNX file"
-        ) from None
+    data = models.read_file(path, max_bytes=MAX_SOURCE_BYTES)
     try:
         spec = models.read_spec(data)
     except ModelError:  # it has none, or is no model, which read_model explains
@@ -584,8 +569,6 @@ def speed_reason(model: str | Path | bytes, features: Sequence[str] | None = Non
     graph = onnxgraph.parse(data).graph
     counts = Counter(node.op_type for node in graph.node)
     if features is None:
-        from edgelab.measure import fingerprint
-
         features = fingerprint().features
     return _reason(counts, _element_types(graph), frozenset(features))
 
@@ -702,33 +685,30 @@ class Sensitivity:
         """Return plain values, ready for JSON."""
         return asdict(self)
 
-    def __str__(self) -> str:
-        head = f"{'layer':<24} {'kind':<22} {'weights':>9} {'output':>9} {'max/median':>11}"
-        lines = [f"SQNR in dB, {self.images} image(s)", head]
-        for layer in self.layers:
-            weight = "float" if layer.weight_sqnr_db is None else f"{layer.weight_sqnr_db:.1f}"
-            lines.append(
-                f"{layer.name:<24} {layer.kind:<22} {weight:>9} {layer.activation_sqnr_db:>9.1f} "
-                f"{layer.range_ratio:>11.1f}"
+    _COLUMNS = ("layer", "kind", "weights", "output", "largest channel / median")
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        return [
+            (
+                layer.name,
+                layer.kind,
+                "float" if layer.weight_sqnr_db is None else f"{layer.weight_sqnr_db:.1f}",
+                f"{layer.activation_sqnr_db:.1f}",
+                f"{layer.range_ratio:.1f}",
             )
-        return "\n".join([*lines, f"output: {self.output_sqnr_db:.1f} dB"])
+            for layer in self.layers
+        ]
+
+    def __str__(self) -> str:
+        line = "{:<24} {:<22} {:>9} {:>9} {:>11}".format
+        columns = (*self._COLUMNS[:4], "max/median")
+        lines = [line(*row) for row in (columns, *self._cells())]
+        head = f"SQNR in dB, {self.images} image(s)"
+        return "\n".join([head, *lines, f"output: {self.output_sqnr_db:.1f} dB"])
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{escape(layer.name)}</td><td>{escape(layer.kind)}</td>"
-            + (
-                "<td>float</td>"
-                if layer.weight_sqnr_db is None
-                else f"<td>{layer.weight_sqnr_db:.1f}</td>"
-            )
-            + f"<td>{layer.activation_sqnr_db:.1f}</td><td>{layer.range_ratio:.1f}</td></tr>"
-            for layer in self.layers
-        )
-        return (
-            f"<table><caption>Signal to quantization noise, dB; output "
-            f"{self.output_sqnr_db:.1f}</caption><tr><th>layer</th><th>kind</th><th>weights</th>"
-            f"<th>output</th><th>largest channel / median</th></tr>{rows}</table>"
-        )
+        caption = f"Signal to quantization noise, dB; output {self.output_sqnr_db:.1f}"
+        return html_table(caption, self._COLUMNS, self._cells())
 
 
 def sensitivity(

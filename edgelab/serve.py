@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hmac
 import logging
+import signal
 import socket
 import struct
 import sys
@@ -28,6 +29,7 @@ from edgelab.pipeline import STAGES, Classification, Pipeline
 from edgelab.pool import Workers
 from edgelab.repository import Repository
 from edgelab.runtime import Limits
+from edgelab.wasinn.backends import Graph
 
 with contextlib.ExitStack() as _stack:
     # kserve parses the command line when it is imported, as if every program were its server.
@@ -134,7 +136,6 @@ class EdgeModel(kserve.Model):  # type: ignore[misc]
     def __init__(self, name: str, repository: Repository, workers: Workers) -> None:
         super().__init__(name)
         self._repository, self._workers = repository, workers
-        self.input_name, self.output_name = "input", "output"
 
     async def healthy(self) -> bool:
         """Tell whether the model is loaded."""
@@ -142,34 +143,31 @@ class EdgeModel(kserve.Model):  # type: ignore[misc]
 
     def load(self) -> bool:
         """Load the model now; else that happens on its first request."""
-        self._pipeline()
-        return True
+        return self._repository[self.name] is not None
 
     def stop(self) -> None:
         """Unload the model."""
         self._repository.unload(self.name)
-        _LOADED.set(sum(self._repository.loaded.values()))
 
-    def _pipeline(self) -> Pipeline:
-        pipeline = self._repository[self.name]
-        graph = pipeline.nn.graph(pipeline.model.spec.name)
-        self.input_name, self.output_name = graph.inputs[0].name, graph.outputs[0].name
-        _LOADED.set(sum(self._repository.loaded.values()))
-        return pipeline
+    async def _pipeline(self) -> Pipeline:
+        return await asyncio.to_thread(self._repository.__getitem__, self.name)
 
-    def get_input_types(self) -> list[dict[str, Any]]:
+    async def get_input_types(self) -> list[dict[str, Any]]:
         """Return what the model takes, for its metadata."""
-        crop = self._pipeline().model.spec.crop
+        pipeline = await self._pipeline()
+        crop = pipeline.model.spec.crop
         return [
-            {"name": self.input_name, "datatype": "FP32", "shape": [-1, 3, crop, crop]},
+            {"name": _graph(pipeline).inputs[0].name, "datatype": "FP32",
+             "shape": [-1, 3, crop, crop]},
             {"name": "image", "datatype": "BYTES", "shape": [-1]},
-        ]
+        ]  # fmt: skip
 
-    def get_output_types(self) -> list[dict[str, Any]]:
+    async def get_output_types(self) -> list[dict[str, Any]]:
         """Return what the model gives, for its metadata."""
-        classes = len(self._pipeline().model.spec.labels)
+        pipeline = await self._pipeline()
+        classes = len(pipeline.model.spec.labels)
         return [
-            {"name": self.output_name, "datatype": "FP32", "shape": [-1, classes]},
+            {"name": _graph(pipeline).outputs[0].name, "datatype": "FP32", "shape": [-1, classes]},
             {"name": "label", "datatype": "BYTES", "shape": [-1, -1]},
             {"name": "probability", "datatype": "FP32", "shape": [-1, -1]},
             {"name": "index", "datatype": "INT32", "shape": [-1, -1]},
@@ -187,11 +185,11 @@ class EdgeModel(kserve.Model):  # type: ignore[misc]
         EdgelabError
             If all workers are busy, an image is bad, or a limit was hit.
         """
-        pipeline = await asyncio.to_thread(self._pipeline)
+        pipeline = await self._pipeline()
+        graph = _graph(pipeline)
+        tensor = graph.inputs[0].name
         if len(payload.inputs) != 1:
-            raise InvalidInput(
-                f"send one input, {self.input_name!r} or 'image', not {len(payload.inputs)}"
-            )
+            raise InvalidInput(f"send one input, {tensor!r} or 'image', not {len(payload.inputs)}")
         given = payload.inputs[0]
         if given.name == "image" and given.datatype == "BYTES":
             top = _count((payload.parameters or {}).get("top", 3))
@@ -202,20 +200,20 @@ class EdgeModel(kserve.Model):  # type: ignore[misc]
             outputs = _described(found)
             for each in found:
                 self._observe(each)
-        elif given.name == self.input_name:
+        elif given.name == tensor:
             tensors = await asyncio.to_thread(_as_tensors, given, pipeline.model.spec.crop)
             logits = await self._run(pipeline, lambda replica: replica.infer(tensors))
-            outputs = [(self.output_name, "FP32", logits)]
+            outputs = [(graph.outputs[0].name, "FP32", logits)]
         else:
             raise InvalidInput(
-                f"the model takes {self.input_name!r} (FP32) or 'image' (BYTES), not "
+                f"the model takes {tensor!r} (FP32) or 'image' (BYTES), not "
                 f"{str(given.name)[:80]!r} ({str(given.datatype)[:20]})"
             )
         return _response(payload, self.name, outputs)
 
     async def classify(self, picture: bytes, top: int) -> Classification:
         """Classify one encoded image."""
-        pipeline = await asyncio.to_thread(self._pipeline)
+        pipeline = await self._pipeline()
         found: Classification = await self._run(
             pipeline, lambda replica: replica.classify(picture, top)
         )
@@ -228,6 +226,10 @@ class EdgeModel(kserve.Model):  # type: ignore[misc]
     def _observe(self, found: Classification) -> None:
         for stage in STAGES:
             _STAGE_SECONDS.labels(self.name, stage).observe(getattr(found, f"{stage}_ms") / 1e3)
+
+
+def _graph(pipeline: Pipeline) -> Graph:
+    return pipeline.nn.graph(pipeline.model.spec.name)
 
 
 def _count(value: Any) -> int:
@@ -325,8 +327,6 @@ class _Models(kserve.ModelRepository):  # type: ignore[misc]
         self.models = {name: EdgeModel(name, repository, workers) for name in repository}
 
     async def load(self, name: str) -> bool:
-        if name not in self.models:
-            raise KeyError(name)
         return await asyncio.to_thread(self.models[name].load)
 
     def unload(self, name: str) -> None:
@@ -346,6 +346,11 @@ class _Plane(DataPlane):  # type: ignore[misc]
     """kserve's data plane, with the truth about this server."""
 
     draining = False
+
+    async def get_model(self, name: str) -> EdgeModel:
+        # kserve's would load a model here and keep all other requests waiting; `predict` loads it.
+        model: EdgeModel = self.get_model_from_registry(name)
+        return model
 
     def metadata(self) -> dict[str, Any]:
         return {
@@ -548,6 +553,7 @@ class Server:
         self._models = _Models(repository, self._workers)
         self._plane = _Plane(model_registry=self._models)
         self._extension = _Extension(self._models)
+        _LOADED.set_function(lambda: sum(repository.loaded.values()))
         self.app = self._application()
 
     def _application(self) -> FastAPI:
@@ -716,8 +722,6 @@ class Server:
 
     async def serve(self, started: Callable[[Server], None] | None = None) -> None:
         """Serve until SIGINT or SIGTERM."""
-        import signal
-
         asked = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -42,9 +42,9 @@ from test_wasinn import (
 
 from edgelab import models
 from edgelab.aot import available_cores
-from edgelab.bench import example_image
 from edgelab.errors import ModelError
 from edgelab.images import decode
+from edgelab.models import example_image
 from edgelab.preprocess import preprocess
 from edgelab.wasinn import Encoding, Errno, WasiNN, load_graph
 from edgelab.wasinn.backends import Context, Graph, worker

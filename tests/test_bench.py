@@ -14,11 +14,12 @@ import pytest
 from test_wasinn import CLASSIFIER, encoded, onnx_model
 
 from edgelab import Guest, Pipeline, WasiNN, models
-from edgelab.bench import example_image, host_table, quantize_sections, run, stage_table
+from edgelab.bench import host_table, quantize_sections, run, stage_table
 from edgelab.build import guest_path
 from edgelab.classify import Classifier
 from edgelab.errors import EdgelabError, ModelError
 from edgelab.measure import Summary, ratio
+from edgelab.models import example_image
 from edgelab.pipeline import STAGES
 from edgelab.runtime import Memory
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from edgelab import results
-from edgelab.bench import example_image
 from edgelab.doctor import CHECKS
+from edgelab.models import example_image
 
 
 def edgelab(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

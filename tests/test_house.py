@@ -119,7 +119,7 @@ def test_wheel_works_without_the_checkout(tmp_path: Path) -> None:
     run(sys.executable, *pip, str(wheel))
     environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
     probe = (
-        "import edgelab, sys; from edgelab.bench import example_image; "
+        "import edgelab, sys; from edgelab.models import example_image; "
         f"assert edgelab.__file__.startswith({str(site)!r}), edgelab.__file__; "
         "print(edgelab.Pipeline('signs').classify(example_image()).label)"
     )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgelab import kernels, preprocess
+from edgelab import kernels, models, preprocess
 from edgelab.aot import cpu_features
 from edgelab.build import RECIPES, build, flags_of, guest_path
 from edgelab.errors import BuildError, EdgelabError, ImageError
@@ -163,7 +163,7 @@ def test_a_goal_is_met_missed_or_open() -> None:
 def test_the_waterfall_has_every_step(rust: Toolchain) -> None:
     fall = waterfall(repeats=1)
     assert {"Pillow + NumPy", "scalar", "autovectorised", "simd128"} <= set(fall.rows)
-    assert fall.encoded_bytes == kernels.example_image().stat().st_size
+    assert fall.encoded_bytes == models.example_image().stat().st_size
     for row in fall.rows.values():
         assert list(row) == ["decode", "resize", "normalize", "preprocess"]
     for parts in fall.parts().values():

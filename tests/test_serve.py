@@ -30,8 +30,8 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from edgelab import models
-from edgelab.bench import example_image
 from edgelab.datasets import Signs
+from edgelab.models import example_image
 from edgelab.preprocess import preprocess
 
 PHOTO = example_image().read_bytes()

@@ -14,11 +14,11 @@ from onnx import TensorProto, helper
 
 from edgelab import images, models
 from edgelab.aot import EngineConfig
-from edgelab.bench import example_image
 from edgelab.build import guest_path
 from edgelab.classify import Classifier
 from edgelab.datasets import Signs
 from edgelab.errors import BuildError, GuestError
+from edgelab.models import example_image
 from edgelab.paths import PACKAGE
 from edgelab.runtime import Guest, Limits
 from edgelab.toolchain import Toolchain
