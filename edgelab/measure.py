@@ -236,8 +236,8 @@ def ratio(samples_ms: Sequence[float], baseline_ms: Sequence[float], *, seed: in
     Notes
     -----
     The interval is the percentile bootstrap of the median, with 2,000 draws (Efron and Tibshirani,
-    *An Introduction to the Bootstrap*, chapter 13). For a median it holds the true value in 92 to
-    95 of 100 cases, from 6 rounds on.
+    *An Introduction to the Bootstrap*, chapter 13). For a median it holds the true value in a
+    little less than 95 of 100 cases.
     """
     if len(samples_ms) != len(baseline_ms) or len(samples_ms) == 0:
         raise ValueError(f"rows of {len(samples_ms)} and {len(baseline_ms)} samples are no pairs")
