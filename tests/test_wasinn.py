@@ -20,7 +20,7 @@ import onnx
 import onnxruntime
 import pytest
 from forward import NN, Heap, forwarder
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -1426,18 +1426,24 @@ class Sequences(RuleBasedStateMachine):
 @pytest.mark.timeout(300 * FUZZ)
 def test_any_sequence_of_calls_is_predicted() -> None:
     chosen = settings(max_examples=SEQUENCES, stateful_step_count=STEPS, deadline=None)
-    before, total, runs = 0, 0, 0
-    while total < 20_000 * FUZZ:  # in pieces: hypothesis remembers all that it tried in one
-        run_state_machine_as_test(Sequences, settings=chosen)
-        total, runs = sum(Sequences.steps.values()), runs + 1
-        if total < 10_000 * FUZZ:
-            before = resident_bytes()
-    grown = resident_bytes() - before
+    total, runs, tries = 0, 0, 0
+    resident = [0]
+    # What is kept for good (a leak) grows in every part; an allocator's or a library's one-time
+    # growth does not. A part that grew too much has one more chance to show which it was.
+    while len(resident) < 3 or (resident[-1] - resident[-2] >= 8 << 20 and tries < 3):
+        tries += len(resident) >= 3
+        enough = total + 10_000 * FUZZ
+        while total < enough:  # in pieces: hypothesis remembers all that it tried in one
+            # A seed for each: without it, CI (derandomized) would run the same piece again.
+            run_state_machine_as_test(seed(runs)(Sequences), settings=chosen)
+            total, runs = sum(Sequences.steps.values()), runs + 1
+        resident.append(resident_bytes())
+    grown = resident[-1] - resident[-2]
     print(f"{total:,} steps in {runs} runs, {grown:+,} bytes. Calls, and those that succeeded:")
     print({name: (Sequences.steps[name], Sequences.good[name]) for name in NN})
     assert min(Sequences.steps[name] for name in NN) >= 100 * FUZZ
     assert min(Sequences.good[name] for name in NN) >= 5 * FUZZ
-    assert grown < 16 << 20
+    assert grown < 8 << 20
 
 
 @pytest.fixture(scope="module")
