@@ -45,7 +45,7 @@ class Layer:
         Of the node.
     kind : str
         In words, such as ``"depthwise convolution"``.
-    op_type, weight, bias, output : str
+    op_type, input, weight, bias, output : str
         Operator, and names of tensors; no bias is ``""``. The output is that of the activation
         function if one follows.
     sums : str
@@ -57,6 +57,7 @@ class Layer:
     name: str
     kind: str
     op_type: str
+    input: str
     weight: str
     bias: str
     output: str
@@ -280,9 +281,8 @@ def layers(model: ModelProto) -> list[Layer]:
         if len(after) == 1 and after[0].op_type in ("Clip", "Relu"):
             output = after[0].output[0]
         kind, axis = _kind(node, shape)
-        found.append(
-            Layer(node.name, kind, node.op_type, node.input[1], bias, output, node.output[0], axis)
-        )
+        names = (node.input[0], node.input[1], bias, output, node.output[0])
+        found.append(Layer(node.name, kind, node.op_type, *names, axis))
     return found
 
 
@@ -362,10 +362,10 @@ def run_all(
         raise ModelError(f"ONNX Runtime can't run the model: {one_line(error)}") from None
 
 
-def ranges(
+def observe(
     model: ModelProto, feeds: Iterable[Array], *, mean: bool = False
-) -> dict[str, tuple[Array, Array]]:
-    """Measure the range of every float tensor between operators, in one pass over the inputs.
+) -> tuple[dict[str, tuple[Array, Array]], dict[str, Array]]:
+    """Measure every float tensor between operators, in one pass over the inputs.
 
     Parameters
     ----------
@@ -379,11 +379,14 @@ def ranges(
 
     Returns
     -------
-    dict of str to (low, high)
+    ranges : dict of str to (low, high)
         Both ``float32`` without dimension.
+    means : dict of str to numpy.ndarray
+        ``float64``, ``(channels,)``: over all inputs and places. Channels are the second axis.
     """
     low: dict[str, float] = {}
     high: dict[str, float] = {}
+    sums: dict[str, Array] = {}
     count = 0
     for values in run_all(model, _float_tensors(model), feeds):
         count += 1
@@ -395,14 +398,18 @@ def ranges(
             else:
                 low[name] = min(low.get(name, smallest), smallest)
                 high[name] = max(high.get(name, largest), largest)
+            if value.ndim > 1:
+                others = (0, *range(2, value.ndim))
+                sums[name] = sums.get(name, 0.0) + value.mean(others, dtype=np.float64)
     parts = count if mean else 1
-    return {
+    ranges = {
         name: (
             np.asarray(low[name] / parts, np.float32),
             np.asarray(high[name] / parts, np.float32),
         )
         for name in low
     }
+    return ranges, {name: total / count for name, total in sums.items()}
 
 
 def _float_tensors(model: ModelProto) -> list[str]:
@@ -495,7 +502,12 @@ def _channels(weight: Array) -> tuple[Array, Array]:
 # --- finishing ------------------------------------------------------------------------------------
 
 
-def compact(model: ModelProto, floats: Mapping[str, Array]) -> None:
+def compact(
+    model: ModelProto,
+    floats: Mapping[str, Array],
+    known: Iterable[Layer] = (),
+    means: Mapping[str, Array] | None = None,
+) -> None:
     """Make a QDQ model small: what a per-channel model holds beside its weights costs a tenth.
 
     - Scales of weights, and biases of convolutions, are stored in float16 behind a `Cast`; every
@@ -504,6 +516,8 @@ def compact(model: ModelProto, floats: Mapping[str, Array]) -> None:
     - Zero points that are zero are left out, and equal constants stored once.
     - Tensors have short names. Nodes with weights keep theirs.
     - The logits come out of a last fully connected layer as they are, not rounded to 256 steps.
+    - Biases of convolutions are corrected for what rounding the weights adds to the average sum
+      (Nagel et al. 2019, section 4.2), if the average inputs are given.
 
     Parameters
     ----------
@@ -511,6 +525,10 @@ def compact(model: ModelProto, floats: Mapping[str, Array]) -> None:
         From ONNX Runtime's quantizer; changed in place.
     floats : mapping of str to numpy.ndarray
         Constants of the model before.
+    known : iterable of Layer
+        Of the model before.
+    means : mapping of str to numpy.ndarray, optional
+        From `observe`.
     """
     onnx = _onnx()
     graph = model.graph
@@ -519,6 +537,8 @@ def compact(model: ModelProto, floats: Mapping[str, Array]) -> None:
     readers = consumers(graph)
     kept: dict[str, Array] = {}
     casts, nodes = [], []
+    biases: dict[str, str] = {}  # the tensor that the convolution reads: its name before
+    rounded: dict[str, Array] = {}
 
     def half(name: str, array: Array) -> None:
         """Store an array in float16 if that loses next to nothing, and let it be float32 again."""
@@ -541,7 +561,7 @@ def compact(model: ModelProto, floats: Mapping[str, Array]) -> None:
             and all(reader.op_type == "Conv" for reader in readers[node.output[0]])
         )
         if for_conv and values[node.input[0]].dtype == np.int32:
-            half(node.output[0], floats[name])
+            biases[node.output[0]] = name
             continue
         if for_conv and not values[node.input[2]].any():
             weight, scale = floats[name], values[node.input[1]]
@@ -553,13 +573,39 @@ def compact(model: ModelProto, floats: Mapping[str, Array]) -> None:
                 kept[node.input[1]] = scale
             steps = np.clip(np.round(weight / scale), -127, 127)
             kept[node.input[0]] = steps.astype(np.int8)
+            rounded[name] = steps * scale
             del node.input[2]
         else:
             kept.update({name: values[name] for name in node.input if name in values})
         nodes.append(node)
+    errors = _average_errors(known, floats, rounded, means or {})
+    for output, name in biases.items():
+        half(output, floats[name] - errors.get(name, np.float32(0)))
     set_arrays(model, kept)
     del graph.node[:]
     graph.node.extend([*casts, *nodes])
+
+
+def _average_errors(
+    known: Iterable[Layer],
+    floats: Mapping[str, Array],
+    rounded: Mapping[str, Array],
+    means: Mapping[str, Array],
+) -> dict[str, Array]:
+    """Return what rounding a convolution's weights adds to its sums on average, by bias.
+
+    As if all places of the picture were inside it: at the border, padding makes it less.
+    """
+    readers = Counter(layer.bias for layer in known)
+    found = {}
+    for layer in known:
+        if layer.weight in rounded and layer.input in means and readers[layer.bias] == 1:
+            error = (rounded[layer.weight] - floats[layer.weight]).astype(np.float64)
+            error = error.reshape(*error.shape[:2], -1).sum(2)
+            groups = means[layer.input].reshape(-1, 1, error.shape[1])
+            shift = (error.reshape(len(groups), -1, error.shape[1]) * groups).sum(2)
+            found[layer.bias] = shift.reshape(-1).astype(np.float32)
+    return found
 
 
 def _half(array: Array) -> Array:

@@ -35,7 +35,7 @@ Tensor = NDArray[np.float32]
 
 SCHEMES: Mapping[str, str] = {
     "fp16": "weights and arithmetic in float16, inputs and outputs in float32",
-    "int8": "int8 per channel, activation ranges averaged over the pictures: the best recipe here",
+    "int8": "int8 per channel, ranges averaged over the pictures, biases corrected: the best here",
     "int8-minmax": "int8 per channel, activation ranges from the smallest to the largest value",
     "int8-entropy": "int8 per channel, ranges that lose the least information (KL divergence)",
     "int8-percentile": "int8 per channel, ranges that hold 99.999 % of the values",
@@ -400,11 +400,14 @@ def _make(
         onnxgraph.four_bits(prepared)
         return _four_bit_products(prepared)
     assert feeds is not None
+    means = None
     if scheme in ("int8-entropy", "int8-percentile"):
         found = _histogram_ranges(prepared, feeds, scheme.removeprefix("int8-"))
+    elif scheme == "int8":
+        found, means = onnxgraph.observe(prepared, feeds, mean=True)
     else:
-        found = onnxgraph.ranges(prepared, feeds, mean=scheme == "int8")
-    return _with_rounding(prepared, found, scheme != "int8-per-tensor", keep_float)
+        found, _ = onnxgraph.observe(prepared, feeds)
+    return _with_rounding(prepared, found, scheme != "int8-per-tensor", keep_float, means)
 
 
 def _histogram_ranges(
@@ -448,6 +451,7 @@ def _with_rounding(
     found: Mapping[str, tuple[NDArray[Any], NDArray[Any]]],
     per_channel: bool,
     keep_float: Sequence[str],
+    means: Mapping[str, NDArray[Any]] | None,
 ) -> ModelProto:
     """Let ONNX Runtime put a QuantizeLinear and a DequantizeLinear at each tensor."""
     from onnxruntime.quantization import QDQQuantizer, QuantType, TensorsData
@@ -456,6 +460,7 @@ def _with_rounding(
     from edgelab import onnxgraph
 
     floats = onnxgraph.arrays(prepared)
+    known = onnxgraph.layers(prepared)
     readers = onnxgraph.consumers(prepared.graph)
     excluded = list(keep_float)
     for node in prepared.graph.node:
@@ -476,7 +481,7 @@ def _with_rounding(
         )
         quantizer.quantize_model()
     made: ModelProto = quantizer.model.model
-    onnxgraph.compact(made, floats)
+    onnxgraph.compact(made, floats, known, means)
     return made
 
 

@@ -628,7 +628,7 @@ def test_ranges_are_those_of_onnx_runtimes_own_calibrator(toy_path: Path, tmp_pa
 
     calibrator.collect_data(Reader())
     expected = {name: data.range_value for name, data in calibrator.compute_data().items()}
-    ours = onnxgraph.ranges(prepared, (one[None] for one in CALIBRATION))
+    ours = onnxgraph.observe(prepared, (one[None] for one in CALIBRATION))[0]
     assert len(expected) >= 10
     for name, (low, high) in expected.items():
         assert ours[name][0] == pytest.approx(low.item(), rel=1e-5), name
@@ -637,12 +637,48 @@ def test_ranges_are_those_of_onnx_runtimes_own_calibrator(toy_path: Path, tmp_pa
 
 def test_averaged_ranges_are_the_average_of_each_pictures_own(toy_path: Path) -> None:
     prepared = onnxgraph.prepare(onnx.load(toy_path))
-    found = onnxgraph.ranges(prepared, (one[None] for one in CALIBRATION), mean=True)
+    found, means = onnxgraph.observe(prepared, (one[None] for one in CALIBRATION), mean=True)
     outputs = run(toy_path, CALIBRATION)
     assert found["x"][1] == pytest.approx(CALIBRATION.max((1, 2, 3)).mean(), rel=1e-5)
     assert found["y"][0] == pytest.approx(outputs.min(1).mean(), rel=1e-4)
     assert found["y"][1] == pytest.approx(outputs.max(1).mean(), rel=1e-4)
     assert found["y"][1] < outputs.max()
+    assert means["x"] == pytest.approx(CALIBRATION.mean((0, 2, 3)), abs=1e-6)
+    assert means["y"] == pytest.approx(outputs.mean(0), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["expand", "depthwise", "head"])
+def test_biases_make_up_for_what_rounding_the_weights_adds_on_average(
+    toy_path: Path, tmp_path: Path, name: str
+) -> None:
+    """Against a sum of NumPy's over the layer's own average inputs, of which nothing is padded."""
+    prepared = onnxgraph.prepare(onnx.load(toy_path))
+    known = onnxgraph.layers(prepared)
+    layer = next(layer for layer in known if layer.name == name)
+    before = onnxgraph.arrays(prepared)
+    probe = onnxgraph.copy(prepared)
+    probe.graph.output.append(onnx.ValueInfoProto(name=layer.input))
+    session = onnxruntime.InferenceSession(probe.SerializeToString())
+    inputs = np.concatenate([session.run([layer.input], {"x": x[None]})[0] for x in CALIBRATION])
+    average = inputs.mean((0, 2, 3), dtype=np.float64)
+    biases = {}
+    for scheme in ("int8", "int8-minmax"):  # the same weights, the second without correction
+        quantize(toy_path, tmp_path / "q.onnx", scheme, calibration=CALIBRATION)
+        made = onnx.load(tmp_path / "q.onnx")
+        nodes = {n.name: n for n in made.graph.node}
+        values = onnxgraph.arrays(made)
+        casts = {n.output[0]: n.input[0] for n in made.graph.node if n.op_type == "Cast"}
+        bias = nodes[name].input[2]
+        biases[scheme] = values[casts.get(bias, bias)].astype(np.float64)
+        weights = onnxgraph.stored_weights(made, known)[name]
+    assert biases["int8-minmax"] == pytest.approx(before[layer.bias], abs=2e-3)
+    error = weights.astype(np.float64) - before[layer.weight]
+    if name == "depthwise":
+        added = [error[o].sum() * average[o] for o in range(12)]
+    else:
+        added = [error[o].sum((1, 2)) @ average for o in range(len(error))]
+    assert np.abs(added).max() > 3e-4  # there is something to correct
+    assert biases["int8-minmax"] - biases["int8"] == pytest.approx(np.array(added), abs=1.5e-3)
 
 
 # --- preparing ------------- ---------------------------------------------------------------------
