@@ -514,6 +514,18 @@ def test_a_sparse_file_is_refused(tmp_path: Path) -> None:
         (b"no gzip", "not unpacked"),
         (b"", "not unpacked"),
     ],
+    ids=[
+        "many",
+        "large",
+        "twice",
+        "file as folder",
+        "cut",
+        "no tar",
+        "nothing",
+        "zeros",
+        "no gzip",
+        "empty",
+    ],
 )
 def test_a_damaged_or_oversized_archive_leaves_nothing(
     tmp_path: Path, data: bytes, reason: str
