@@ -14,6 +14,7 @@ lab: .venv/lab.stamp ## open the lessons in JupyterLab
 	$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start.ipynb
 
 test: .venv/test.stamp ## everything: style, types, guests, package, lessons
+	@$(PY) tests/chromium.py
 	$(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 bench: .venv/base.stamp ## paired timings: tables, JSON and a plot in bench/, compared with the last ones

@@ -291,8 +291,7 @@ def load_artifact(sealed: bytes) -> Compiled:
     if problem := inspect_artifact(sealed).problem(this_machine()):
         raise GuestError(problem)
     start = time.perf_counter()
-    cache = _Cache.open()
-    facts = None if cache is None else cache.facts(_SAVED, sealed)
+    facts = _signed_facts(sealed)
     if facts is None:
         raise GuestError(
             "this machine code was not saved by this user on this machine, or was changed since. "
@@ -310,6 +309,16 @@ def load_artifact(sealed: bytes) -> Compiled:
         ) from None
     declared = _interface(facts)
     return Compiled(module, maker, config, declared, "artifact", _ms_since(start), size)
+
+
+def signed_here(sealed: bytes) -> bool:
+    """Whether `Compiled.save` wrote a file, for this user on this machine. Executes nothing."""
+    return _signed_facts(sealed) is not None
+
+
+def _signed_facts(sealed: bytes) -> dict[str, Any] | None:
+    cache = _Cache.open()
+    return None if cache is None else cache.facts(_SAVED, sealed)
 
 
 def _kind(config: EngineConfig) -> Any:

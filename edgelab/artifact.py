@@ -100,7 +100,6 @@ def inspect_artifact(code: bytes) -> Artifact:
         if code[:5] != b"\x7fELF\2" or code[7] != _OS_ABI:
             raise ValueError(f"it begins with {bytes(code[:8])!r}")
         order = "<" if code[5] == 1 else ">"
-        (number,) = struct.unpack_from(f"{order}H", code, 18)
         (flags,) = struct.unpack_from(f"{order}I", code, 48)
         sections = dict(_sections(code, order))
         engine = _Postcard(sections[".wasmtime.engine"])
@@ -119,11 +118,17 @@ def inspect_artifact(code: bytes) -> Artifact:
         raise GuestError(
             f"E2: this is not wasmtime's machine code ({error}). It is damaged or something else."
         ) from None
-    machine = _ELF_MACHINES.get(number, f"ELF machine {number}")
+    machine = elf_machine(code)
     if flags & (_PULLEY32 | _PULLEY64):
         machine = "pulley32" if flags & _PULLEY32 else "pulley64"
     kind = "component" if flags & _COMPONENT else "module"
     return Artifact(kind, machine, version, target, features, code_bytes)
+
+
+def elf_machine(code: bytes) -> str:
+    """Name the machine that an ELF file says it is for, such as ``"x86_64"``."""
+    number = int.from_bytes(code[18:20], "little" if code[5:6] == b"\1" else "big")
+    return _ELF_MACHINES.get(number, f"ELF machine {number}")
 
 
 def _sections(code: bytes, order: str) -> Iterator[tuple[str, memoryview]]:

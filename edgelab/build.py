@@ -46,7 +46,9 @@ class Recipe:
     package : str
         The crate; empty if it has the guest's name.
     native : bool
-        It is no Wasm but a library of this machine, and its file ends as such a file does here.
+        It is no Wasm but code of this machine, and its file ends as such a file does here.
+    program : bool
+        It is a program; for native code, whose others are libraries.
     rustflags : tuple of str
         What rustc is called with, beside what all are.
     names : bool
@@ -60,6 +62,7 @@ class Recipe:
     component: bool = False
     package: str = ""
     native: bool = False
+    program: bool = False
     rustflags: tuple[str, ...] = ()
     names: bool = False
 
@@ -70,6 +73,19 @@ RECIPES = {
     "classify_nn": Recipe(),
     "cli": Recipe(),
     "classify_tract": Recipe("classify_tract", _CLASSIFY, (1, 91), shipped=False),
+    # The model inside a WASI command, and natively: for `edgelab.rivals`. The same parts as above
+    # though it uses none, so that cargo compiles tract once for both.
+    "tract_cli": Recipe("classify_tract", _CLASSIFY, (1, 91), shipped=False),
+    "tract_cli_native": Recipe(
+        "classify_tract",
+        _CLASSIFY,
+        (1, 91),
+        shipped=False,
+        package="tract_cli",
+        native=True,
+        program=True,
+    ),
+    "cli_native": Recipe(shipped=False, package="cli", native=True, program=True),
     "component": Recipe("component", shipped=False, component=True),
     # The kernels, bare, for `edgelab.kernels`: as the guests have them; by a compiler that may use
     # vectors everywhere; and as native code.
@@ -89,6 +105,7 @@ FLAGS = ("build", "--release", "--locked", "--target", TARGET)
 
 _LIBRARIES = {"win32": ("", ".dll"), "darwin": ("lib", ".dylib")}
 _PREFIX, _SUFFIX = _LIBRARIES.get(sys.platform, ("lib", ".so"))
+_PROGRAM = ".exe" if sys.platform == "win32" else ""
 
 _SHIPPED = PACKAGE / "_prebuilt"
 
@@ -201,7 +218,8 @@ def _cargo_flags(name: str) -> tuple[str, ...]:
 
 
 def _output(name: str, source: Path) -> Path:
-    suffix = _SUFFIX if RECIPES[name].native else ".wasm"
+    recipe = RECIPES[name]
+    suffix = (_PROGRAM if recipe.program else _SUFFIX) if recipe.native else ".wasm"
     return source / "build" / f"{name}{suffix}"
 
 
@@ -496,6 +514,8 @@ def _build(names: Sequence[str], source: Path, sources: Mapping[str, str]) -> di
         path = _output(name, source)
         sha256 = hashlib.sha256(wasm).hexdigest()
         write_atomic(path, wasm)
+        if RECIPES[name].native and RECIPES[name].program:
+            path.chmod(0o755)
         facts = {"sha256": sha256, "size_bytes": len(wasm), **asdict(made)}
         write_atomic(path.with_suffix(".json"), _json(facts))
         built[name] = BuiltGuest(name, path, len(wasm), sha256, made)
@@ -518,8 +538,9 @@ def _separate(toolchain: Toolchain, name: str) -> Toolchain:
 def _require_rust(name: str, toolchain: Toolchain) -> None:
     recipe = RECIPES[name]
     if recipe.native and toolchain.root is not None:
+        kind = "program" if recipe.program else "library"
         raise BuildError(
-            f"{name} is a library for this machine, and the Rust here ({toolchain.kind}) lives in "
+            f"{name} is a {kind} for this machine, and the Rust here ({toolchain.kind}) lives in "
             "another Debian, whose libraries do not fit. Cure: install Rust from rustup.rs."
         )
     wanted = ".".join(map(str, recipe.min_rust))
@@ -573,7 +594,8 @@ def _cargo_build(name: str, source: Path, toolchain: Toolchain, failed_fetch: st
             _explain(name, failed_fetch if "--offline" in done.stdout else done.stdout)
         )
     if recipe.native:
-        wasm = toolchain.target_dir(source) / "release" / f"{_PREFIX}{package}{_SUFFIX}"
+        file = f"{package}{_PROGRAM}" if recipe.program else f"{_PREFIX}{package}{_SUFFIX}"
+        wasm = toolchain.target_dir(source) / "release" / file
     else:
         wasm = toolchain.target_dir(source) / TARGET / "release" / f"{package}.wasm"
     if recipe.component:

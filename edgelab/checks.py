@@ -10,7 +10,8 @@ import functools
 import json
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from edgelab.classify import Classifier
 from edgelab.datasets import SIGNS, Signs, prepare
 from edgelab.errors import BuildError, EdgelabError, LimitError, ToolchainError
 from edgelab.evaluate import divergence, logits, mcnemar_p
-from edgelab.models import load
+from edgelab.models import example_image, load
 from edgelab.pipeline import Pipeline
 from edgelab.preprocess import preprocess
 from edgelab.runtime import Guest, Limits
@@ -32,6 +33,7 @@ from edgelab.snippet import compile_rust
 from edgelab.wasinn import Encoding, Errno, Target, WasiNN
 from edgelab.wasinn.abi import BUILDER, TENSOR
 from edgelab.wasinn.explain import Expectation, check_input, swap_colors
+from edgelab.waterfall import SWITCHES, Way
 
 _PAGE = 65536  # bytes of a page of Wasm memory
 
@@ -811,3 +813,402 @@ def _calibrate(answer: Any) -> str:
         f"Right: of {len(batch)} renders float32 gets {right['fp32']} right, and your int8 "
         f"{right['int8']}. No tool complained. So look at what a model was calibrated with."
     )
+
+
+# --- 07 -------------------------------------------------------------------------------------------
+
+
+@_exercise(
+    "07-three",
+    "Look at what takes longest in the naive way: it is done anew for each request. What would "
+    "have to stay, and what would have to go?",
+    "Three things cost most: to compile the guest, to load the model, and to write and read JSON. "
+    "Each has a switch. For the first there are even two that will do.",
+    'three = {"instance", "model", "binary"}: a guest that stays is not compiled again.',
+)
+def _three(answer: Any) -> str:
+    _require(
+        isinstance(answer, (set, frozenset, list, tuple)) and set(answer) <= set(SWITCHES),
+        f"need a set of names from SWITCHES, got {answer!r:.80}.",
+    )
+    _require(len(set(answer)) == 3, f"need three switches, got {len(set(answer))}.")
+    small = load("signs") if "int8" in answer else None  # its speed is not the question here
+    try:
+        way = Way(load("signs"), answer, small=small, threads=1)
+    except ValueError as error:
+        raise _NotYet(f"{error}.") from None
+    picture = example_image().read_bytes()
+    way.classify(picture)
+    later = way.classify(picture)
+    _require(
+        later.origin != "compiled",
+        "with these, each request still compiles the guest, which takes longer than all else.",
+    )
+    _require(not later.loaded, "with these, each request still loads the model.")
+    _require(
+        later.json_bytes == 0,
+        f"with these, each request is still {later.json_bytes:,} bytes of JSON, to write and read.",
+    )
+    return (
+        "Right: a guest that need not be compiled, a model that stays, and no JSON. None of the "
+        "three makes anything faster; each leaves something out. Measure them, and see what is "
+        "left for the others."
+    )
+
+
+@_exercise(
+    "07-ahead",
+    "Submit as you take. When enough are on their way, give the oldest before you take the next.",
+    "Keep the futures in a deque, in the order of submission: append on the right, popleft to "
+    "give. What is left at the end has to be given too.",
+    "waiting = deque(); for image in images: waiting.append(submit(image)); if len(waiting) == "
+    "ahead: yield waiting.popleft(); and after the loop: yield from waiting",
+)
+def _ahead(answer: Any) -> str:
+    with ThreadPoolExecutor(2) as threads:
+        for ahead, count in ((1, 4), (3, 20), (4, 2), (8, 40)):
+            _stream_once(answer, threads, ahead, count)
+    return (
+        "Right: in order, never too far ahead, and a bad picture is one answer among others. That "
+        "is back-pressure: a slow reader slows the source."
+    )
+
+
+def _stream_once(answer: Any, threads: ThreadPoolExecutor, ahead: int, count: int) -> None:
+    taken = given = most = 0
+
+    def source() -> Iterator[int]:
+        nonlocal taken
+        for number in range(count):
+            taken += 1
+            _require(
+                taken <= given + ahead,
+                f"with ahead={ahead} you took image {number} when {given} answers were given. A "
+                "camera never ends: what is taken ahead fills the memory.",
+            )
+            yield number
+
+    def half(number: int) -> float:
+        if number % 5 == 3:
+            raise ValueError("no picture")
+        return number / 2
+
+    stream = answer(lambda number: threads.submit(half, number), source(), ahead)
+    _require(stream is not ... and stream is not None, "your function gives nothing yet.")
+    for future in stream:
+        most = max(most, taken - given)
+        _require(
+            isinstance(future, Future),
+            f"give the futures, not their results; you gave {future!r:.60}. One bad picture must "
+            "not end the stream.",
+        )
+        failed = future.exception() is not None
+        _require(
+            failed is (given % 5 == 3) and (failed or future.result() == given / 2),
+            f"answer {given} is not that of image {given}: give them in the images' order.",
+        )
+        given += 1
+    _require(
+        given == count,
+        f"of {count} images, with ahead={ahead}, you gave {given} answers. What is still on its "
+        "way when the images end?",
+    )
+    _require(
+        most == min(ahead, count),
+        f"with ahead={ahead} at most {most} were on their way at a time. So threads wait for the "
+        "reader, though they need not.",
+    )
+
+
+@_exercise(
+    "07-lru",
+    "Used is used: also a model that is loaded already becomes the most recent one.",
+    "Keep a list from the least to the most recently used. Take the model out if it is there, "
+    "append it, then drop from the front while the sum of sizes is too large.",
+    "loaded = []; for name in requests: if name in loaded: loaded.remove(name); "
+    "loaded.append(name); while sum(sizes[n] for n in loaded) > limit: loaded.pop(0)",
+)
+def _lru(answer: Any) -> str:
+    import cachetools
+
+    sizes = {"small": 3, "middle": 4, "large": 8, "tiny": 1}
+    for requests, limit in (
+        ("small middle", 8),
+        ("small middle small large", 12),
+        ("small middle small large", 11),
+        ("large small large middle", 12),
+        ("tiny small middle large", 9),
+        ("tiny small tiny middle tiny large tiny small", 10),
+    ):
+        cache: cachetools.LRUCache[str, str] = cachetools.LRUCache(limit, sizes.__getitem__)
+        order: list[str] = []
+        for name in requests.split():
+            cache[name] = name
+            order = [each for each in [*(n for n in order if n != name), name] if each in cache]
+        got = answer(requests.split(), sizes, limit)
+        _require(got is not ..., "your function returns the dots. Replace them.")
+        case = f"after {requests!r} with room for {limit}"
+        _require(
+            isinstance(got, (list, tuple)) and set(got) <= set(sizes),
+            f"need a list of names, got {got!r:.60}.",
+        )
+        _require(
+            sum(sizes[name] for name in got) <= limit,
+            f"{case}, {list(got)} take {sum(sizes[name] for name in got)}: too much.",
+        )
+        _require(
+            set(got) == set(order),
+            f"{case}, {order} are loaded; you say {list(got)}. Which one was used longest ago, and "
+            "is there no room for more?",
+        )
+        _require(
+            list(got) == order,
+            f"{case}, these are the ones, but their order is {order}: least recently used first.",
+        )
+    return "Right: by bytes, not by number; and to use a model is to save it."
+
+
+# --- 08 -------------------------------------------------------------------------------------------
+
+
+@_exercise(
+    "08-binary",
+    "A body has two parts: a JSON text that describes the tensor, and the tensor's bytes right "
+    "behind it. How does the server know where the first ends, and how long the second is?",
+    "Header `Inference-Header-Content-Length`: bytes of the JSON text. In it, the input's "
+    '"parameters" hold "binary_data_size": tensor.nbytes. There is no "data".',
+    'head = json.dumps({"inputs": [{"name": "input", "shape": list(tensor.shape), "datatype": '
+    '"FP32", "parameters": {"binary_data_size": tensor.nbytes}}]}).encode(); return '
+    '{"Inference-Header-Content-Length": str(len(head))}, head + tensor.tobytes()',
+)
+def _binary(answer: Any) -> str:
+    rng = np.random.default_rng(8)
+    for tensor in (
+        rng.normal(size=(1, 3, 4, 4)).astype(np.float32),
+        rng.normal(size=(4, 6, 3, 2)).astype(np.float32).T,
+    ):
+        got = answer(tensor)
+        _require(got is not ..., "your function returns the dots. Replace them.")
+        _require(
+            isinstance(got, tuple) and len(got) == 2 and isinstance(got[1], bytes),
+            f"need a pair: a dict of headers, and bytes; got {got!r:.60}.",
+        )
+        headers = {str(name).lower(): value for name, value in dict(got[0]).items()}
+        length = headers.get("inference-header-content-length")
+        _require(
+            isinstance(length, str) and length.isdecimal(),
+            "the header Inference-Header-Content-Length must be a number, as a str; "
+            f"got {length!r}.",
+        )
+        size = int(str(length))
+        try:
+            head = json.loads(got[1][:size])
+        except ValueError:
+            raise _NotYet(
+                f"the first {size:,} bytes of the body, which is what the header says, are no "
+                "JSON. The length is that of the JSON text alone, in bytes."
+            ) from None
+        (given,) = head["inputs"]
+        _require(
+            (given.get("name"), given.get("datatype")) == ("input", "FP32"),
+            f"the input is 'input', of type 'FP32'; yours is {given.get('name')!r}, "
+            f"{given.get('datatype')!r}.",
+        )
+        _require(
+            list(given.get("shape", ())) == list(tensor.shape),
+            f"the shape is {list(tensor.shape)}; yours is {given.get('shape')}.",
+        )
+        _require("data" not in given, 'with the bytes behind the JSON, there must be no "data".')
+        told, follow = given.get("parameters", {}).get("binary_data_size"), got[1][size:]
+        _require(
+            told == tensor.nbytes,
+            f'the tensor has {tensor.nbytes} bytes; your "binary_data_size" says {told}.',
+        )
+        _require(
+            len(follow) == tensor.nbytes,
+            f"{tensor.nbytes} bytes must follow the JSON; yours has {len(follow)}.",
+        )
+        seen = np.frombuffer(follow, "<f4").reshape(tensor.shape)
+        _require(
+            bool((seen == tensor).all()),
+            "the server reads other numbers than yours: little-endian floats, in the order of the "
+            "indices. (A transposed array lies in memory in another order; `tobytes` knows that.)",
+        )
+    return "Right. That is what tritonclient sends. No number is written out, and none is parsed."
+
+
+@_exercise(
+    "08-queue",
+    "One worker. A request can begin when it is due, unless the worker is still at the one before. "
+    "When does each one end?",
+    "Keep one number: when the worker is free again. end = max(due, free) + work, and then free = "
+    "end.",
+    "free, took = 0.0, []; for each d, w in zip(due, work): free = max(free, d) + w; "
+    "took.append(free - d)",
+)
+def _queue(answer: Any) -> str:
+    ticks = [k / 10 for k in range(50)]
+    cases = [
+        (ticks, [0.05] * 50, "half the load: nobody waits"),
+        (ticks, [0.05] * 20 + [1.0] + [0.05] * 29, "one stall of a second, in which ten were due"),
+        (ticks, [0.11] * 50, "ten percent too much: each waits longer than the one before"),
+        ([0.0, 0.0, 0.0, 5.0], [1.0, 1.0, 1.0, 1.0], "three at once, and one later"),
+    ]
+    for due, work, what in cases:
+        got = answer(list(due), list(work))
+        _require(got is not ..., "your function returns the dots. Replace them.")
+        _require(
+            isinstance(got, (list, tuple, np.ndarray)) and len(got) == len(due),
+            f"need {len(due)} latencies, one for each request; got {got!r:.60}.",
+        )
+        # By counting, not by the formula: each worker's minute is given to who is next.
+        ends, now = [], 0.0
+        for k in range(len(due)):
+            now = now if now > due[k] else due[k]
+            now += work[k]
+            ends.append(now)
+        want = [end - d for end, d in zip(ends, due, strict=True)]
+        wrong = [k for k in range(len(due)) if not math.isclose(got[k], want[k], abs_tol=1e-9)]
+        if wrong:
+            k = wrong[0]
+            raise _NotYet(
+                f"{what}: request {k} was due at {due[k]:g} s and takes {work[k]:g} s of work. It "
+                f"ends {want[k]:.2f} s after it was due; yours says {got[k]:.2f} s."
+            )
+    return (
+        "Right. So a stall of one second hits all that were due in it, and 10 % too much load "
+        "makes the latency grow for ever: there is no steady state. That is why a service refuses."
+    )
+
+
+# --- 09 -------------------------------------------------------------------------------------------
+
+
+@_exercise(
+    "09-pull",
+    "A layer that is in two images has one hash. How often does the node fetch it? And one that it "
+    "holds already?",
+    "First collect the layers of all images in a dict, hash to bytes: so each is there once.",
+    "needed = {layer: size for image in images for layer, size in image}; sum the sizes of those "
+    "that are not in held.",
+)
+def _pull(answer: Any) -> str:
+    base, server, model = ("a1", 75_000_000), ("b2", 150_000_000), ("c3", 9_000_000)
+    cases: tuple[tuple[list[list[tuple[str, int]]], set[str], int, str], ...] = (
+        ([[base, server]], set(), 225_000_000, "one image, and a node that holds nothing"),
+        ([[base, server], [base, model]], set(), 234_000_000, "two images that share a layer"),
+        ([[base, server], [model]], {"a1", "b2"}, 9_000_000, "a new model, and the rest is there"),
+        ([[base, server], [model]], {"a1", "b2", "c3", "d4"}, 0, "a node that holds everything"),
+        ([[("e5", 7), ("f6", 7)]], set(), 14, "two layers of the same size"),
+        ([], {"a1"}, 0, "no image"),
+    )
+    for images, held, want, what in cases:
+        got = answer([list(image) for image in images], set(held))
+        _require(got is not ..., "your function returns the dots. Replace them.")
+        _require(got == want, f"{what}: {want:,} bytes; yours says {got!r:.40}.")
+    return (
+        "Right. With the model in an image of its own, a new model costs each node 9 MB and a new "
+        "server no model. In one image, each change of either would cost both."
+    )
+
+
+@_exercise(
+    "09-cure",
+    "Run `check([cure(copy.deepcopy(deployment))], footprint=footprint)` and mend what it names, "
+    "one after the other. The server needs no module from outside: drop command and volume.",
+    "The container: image (with a version), livenessProbe and readinessProbe with httpGet on the "
+    "routes /v2/health/live and /v2/health/ready at port 8080, a memory limit above the footprint, "
+    "a securityContext. The pod: runAsNonRoot and a seccompProfile.",
+    "container = deploy.kubernetes(plan)[0]['spec']['template']['spec']['containers'][0] shows "
+    "what each of them looks like; the pod's securityContext is beside 'containers'.",
+)
+def _cure(answer: Any) -> str:
+    from edgelab.deploy import Footprint, article
+    from edgelab.manifests import check
+
+    mib = 1 << 20
+    measured = Footprint("signs", 1, 3.0, 240 * mib, 420 * mib, 1200 * mib, 16)
+    _, deployment = article(b"\0asm\1\0\0\0")
+    cured = answer(deployment)
+    _require(cured is not ..., "your function returns the dots. Replace them.")
+    _require(isinstance(cured, dict), f"need the Deployment, a dict; got {type(cured).__name__}.")
+    found = check([cured], footprint=measured)
+    _require(not found, f"{len(found)} finding(s) left. The first: {next(iter(found), '')!s}")
+    _require(
+        cured.get("kind") == "Deployment" and cured["spec"].get("replicas") == 3,
+        "it must still be a Deployment of 3 replicas.",
+    )
+    routes = {"/v2/health/live", "/v2/health/ready", "/v2/models/signs/ready"}
+    for container in cured["spec"]["template"]["spec"]["containers"]:
+        for probe in ("livenessProbe", "readinessProbe"):
+            get = container[probe].get("httpGet", {})
+            _require(
+                get.get("path") in routes and get.get("port") in (8080, "http"),
+                f"{probe} asks for {get.get('path')!r} at port {get.get('port')!r}. The server has "
+                "/v2/health/live and /v2/health/ready at 8080; all else is 404, and the pod would "
+                "be restarted for ever.",
+            )
+        _require(
+            "wasmedge" not in [*container.get("command", ()), container["image"].split(":")[0]],
+            "it still starts wasmedge, which serves nothing. The image's own entry point is right.",
+        )
+        _require(
+            not [p for p in (container["livenessProbe"],) if "models" in p["httpGet"]["path"]],
+            "a model that is not loaded is no reason to kill the server: ask /v2/health/live.",
+        )
+    return "Right: nothing is left to find. A cluster could still be short of memory, and say so."
+
+
+# --- 10 -------------------------------------------------------------------------------------------
+
+
+@_exercise(
+    "10-cut",
+    "Who knows that it was the *end* that was wrong? One of the two parsers says so.",
+    "Try json.loads first: if it takes the text, that is 'whole'. If not, ask the guest: it gives "
+    "E8 for a text that ends too early, and another id for the rest.",
+    "except json.JSONDecodeError: id = classifier.infer(text.encode())['error']['id']; return "
+    "'cut' if id == 'E8' else 'wrong'",
+)
+def _cut(answer: Any) -> str:
+    whole = ('{"a": [1, 2]}', "[]", ' {"a": "b"} ', '"text"')
+    wrong = ('{"a": 1,}', "{'a': 1}", "[1 2]", "[1]]", "[01]", "<html>", '{"a": tru}', '["\\x"]')
+    cut = ('{"a": [1, 2', '{"a": "b', '{"a": [1,', '{"a"', "[tru", "[1.", '["\\u00', "[-")
+    for kind, texts in (("whole", whole), ("cut", cut), ("wrong", wrong)):
+        for text in texts:
+            got = answer(text)
+            _require(got is not ..., "your function returns the dots. Replace them.")
+            hint = " It is not complete, and could become whole." * (kind == "cut")
+            _require(got == kind, f"{text!r} is {kind!r}; you say {got!r:.40}.{hint}")
+    return "Right. To ask again helps for the cut ones; the wrong ones come back as they were."
+
+
+@_exercise(
+    "10-ship",
+    "When does no file of machine code exist for all of them? Two fields must be equal.",
+    "Another machine is P5, another wasmtime is E6: None. Of the features, what one CPU lacks "
+    "kills it (E10).",
+    "If {(m.machine, m.wasmtime) for m in fleet} has one element, return "
+    "set.intersection(*(set(m.features) for m in fleet)); else None.",
+)
+def _ship(answer: Any) -> str:
+    def of(machine: str, wasmtime: str, *features: str) -> Artifact:
+        return Artifact("module", machine, wasmtime, f"{machine}-unknown-linux-gnu", features, 0)
+
+    new = of("x86_64", "50", "has_avx", "has_avx2", "has_avx512f")
+    old, bare = of("x86_64", "50", "has_avx", "has_bmi1"), of("x86_64", "50")
+    for fleet, want, why in (
+        ([new], {"has_avx", "has_avx2", "has_avx512f"}, "alone, it may use all that it has"),
+        ([new, old], {"has_avx"}, "what one of them lacks kills it there"),
+        ([old, new], {"has_avx"}, "what one of them lacks kills it there"),
+        ([new, old, bare], set(), "there is such a file: it uses nothing special"),
+        ([new, of("aarch64", "50", "has_lse")], None, "P5: they are different machines"),
+        ([new, of("aarch64", "50")], None, "P5: they are different machines"),
+        ([new, of("x86_64", "49", "has_avx")], None, "E6: they have different versions"),
+    ):
+        got = answer(list(fleet))
+        _require(got is not ..., "your function returns the dots. Replace them.")
+        right = got is None if want is None else isinstance(got, (set, frozenset)) and got == want
+        told = "; ".join(f"{m.machine}, wasmtime {m.wasmtime}: {set(m.features)}" for m in fleet)
+        _require(right, f"for {told}, it is {want}: {why}. You say {got!r:.80}.")
+    return "Right: one kind of machine, one version, and what all CPUs have in common."

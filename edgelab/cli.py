@@ -27,7 +27,11 @@ examples:
   python -m edgelab classify dog.jpg --model mobilenetv2-12
   python -m edgelab quantize photos.onnx --calibrate DIR   a quarter of the bytes
   python -m edgelab evaluate signs --to fp16 --to int8     what quantizing costs and saves
+  python -m edgelab waterfall                    from the article's 100 to its 10, step by step
+  python -m edgelab deploy signs                 manifests, with limits that were measured
+  python -m edgelab rivals                       the same model in C++, Go, Rust, Node, WasmEdge
   python -m edgelab doctor                       what is wrong here, and the cure
+  cargo build 2>&1 | python -m edgelab doctor -  what such a message means
   python -m edgelab inspect guest.wasm           what a module is, and whether it runs here
 
 environment:
@@ -91,8 +95,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     classify.add_argument("--json", action="store_true", help="one JSON object a picture and line")
 
-    doctor = command("doctor", _doctor, "check this machine and say how to mend what is wrong")
-    doctor.add_argument("--json", action="store_true", help="a JSON list of findings")
+    doctor = command(
+        "doctor", _doctor, "say what is wrong, with this machine or with files, and how to mend it"
+    )
+    doctor.add_argument(
+        "files", nargs="*", metavar="FILE",
+        help="a module, machine code, a model, a JSON request, or what a program printed; - is "
+        "standard input (default: check this machine)",
+    )  # fmt: skip
+    doctor.add_argument("--table", action="store_true", help="the fifteen failures, in Markdown")
+    doctor.add_argument(
+        "--json", action="store_true", help="a JSON list; of files, one object a file and line"
+    )
 
     inspect = command(
         "inspect", _inspect, "say what a .wasm file is, what it wants, and whether it runs here"
@@ -100,6 +114,32 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("files", nargs="+", metavar="FILE", help="a module or a component")
     inspect.add_argument("--json", action="store_true", help="one JSON object a file and line")
     inspect.add_argument("--functions", action="store_true", help="with a line for each function")
+
+    batch = command("batch", _batch, "classify a folder of pictures, on all cores or a Ray cluster")
+    batch.add_argument("folder", type=Path, metavar="DIR", help="pictures, or folders of them")
+    batch.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for the results; a run that was stopped goes on there",
+    )
+    batch.add_argument("--model", default="signs", help="registry name or ONNX file")
+    batch.add_argument(
+        "--truth", action="store_true", help="the folders' names are classes: count what is right"
+    )
+    batch.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="ImageNet's list of classes: feed the model as usual for ImageNet",
+    )
+    batch.add_argument("--workers", type=_positive, help="threads (default: the cores)")
+    batch.add_argument(
+        "--ray", metavar="ADDRESS", help="'local' starts a cluster here, 'auto' or HOST:PORT joins"
+    )
+    batch.add_argument("--chunk", type=_positive, default=64, help="pictures a chunk (default: 64)")
+    batch.add_argument("--json", action="store_true", help="the summary as one JSON object")
 
     evaluate = command(
         "evaluate", _evaluate, "compare models: accuracy in pairs, with intervals; size and speed"
@@ -238,6 +278,114 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--certificate", type=Path, metavar="PEM", help="for TLS, with --key")
     serve.add_argument("--key", type=Path, metavar="PEM")
 
+    load = command("load", _load, "send requests on a schedule, and say how long answers take")
+    load.add_argument(
+        "url", nargs="?", metavar="URL",
+        help="where to POST, e.g. http://127.0.0.1:8080/v2/models/signs/infer",
+    )  # fmt: skip
+    load.add_argument("--rate", type=float, metavar="N", help="requests a second (default: 10)")
+    load.add_argument("--seconds", type=float, metavar="S", help="how long (default: 10)")
+    load.add_argument(
+        "--connections", type=_positive, default=64, metavar="N", help="at most (default: 64)"
+    )
+    load.add_argument("--image", type=Path, help="picture to send (default: the shipped sign)")
+    load.add_argument(
+        "--tensor", action="store_true",
+        help="send the model's own input instead, in the binary form: random numbers",
+    )  # fmt: skip
+    load.add_argument("--any-host", action="store_true", help="not only this machine's servers")
+    load.add_argument(
+        "--compare", action="store_true",
+        help="start and measure our server, plain kserve and bare loops, side by side",
+    )  # fmt: skip
+    load.add_argument("--model", default="signs", help="for --compare (default: signs)")
+    load.add_argument(
+        "--rounds", type=_positive, default=6, help="for --compare, --seconds (2) each (default: 6)"
+    )
+    load.add_argument("--json", action="store_true", help="one JSON object")
+
+    waterfall = command(
+        "waterfall", _waterfall, "time the article's naive service, and each improvement in turn"
+    )
+    _model_options(waterfall)
+    waterfall.add_argument("--image", type=Path, help="picture to use (default: the shipped sign)")
+    waterfall.add_argument(
+        "--int8", metavar="MODEL", help="the same model in int8 (default: it is quantized now)"
+    )
+    waterfall.add_argument(
+        "--calibrate", type=Path, metavar="DIR", help="pictures to quantize with, see `quantize`"
+    )
+    waterfall.add_argument(
+        "--labels", type=Path, metavar="FILE",
+        help="ImageNet's list of classes, for models that do not carry their labels",
+    )  # fmt: skip
+    waterfall.add_argument(
+        "--repeats", type=_positive, default=30, help="paired rounds (default: 30)"
+    )
+    waterfall.add_argument("--plot", type=Path, metavar="FILE", help="also draw it as a PNG")
+    waterfall.add_argument("--json", action="store_true", help="one JSON object")
+
+    rivals = command(
+        "rivals", _rivals,
+        "compare ways to run the same model: cold start, latency and size (claims C6, C7, C8)",
+    )  # fmt: skip
+    rivals.add_argument(
+        "--model",
+        default="signs",
+        help="a name from `models list`, or an ONNX file (default: signs)",
+    )
+    rivals.add_argument(
+        "--rows",
+        metavar="NAME,...",
+        help="what to compare with `bare` (default: all); `help` lists",
+    )
+    rivals.add_argument(
+        "--rounds", type=_positive, default=10, metavar="N", help="paired rounds (default: 10)"
+    )
+    rivals.add_argument(
+        "--repeats", type=_positive, default=20, metavar="N",
+        help="runs of the model that count, in each process (default: 20)",
+    )  # fmt: skip
+    rivals.add_argument("--json", action="store_true", help="one JSON object")
+
+    deploy = command(
+        "deploy",
+        _deploy,
+        "write manifests for Kubernetes and KServe, check some, or weigh the parts",
+    )
+    deploy.add_argument(
+        "model", nargs="?", default="signs", metavar="MODEL",
+        help="a name from `models list`, or NAME=FILE (default: signs)",
+    )  # fmt: skip
+    deploy.add_argument(
+        "--image",
+        metavar="REF",
+        help="what Containerfile makes (default: localhost/edgelab:VERSION)",
+    )
+    deploy.add_argument(
+        "--model-image", metavar="REF", help="an image with /NAME.onnx in it, by its digest"
+    )
+    deploy.add_argument(
+        "--wasm-image", metavar="REF", help="also run the guest cli without a container: its image"
+    )
+    deploy.add_argument("--replicas", type=_positive, default=3, metavar="N", help="(default: 3)")
+    deploy.add_argument(
+        "--workers", type=_positive, default=1, metavar="N", help="cores for each (default: 1)"
+    )
+    deploy.add_argument(
+        "--output", type=Path, default=Path("deploy"), metavar="DIR", help="(default: deploy)"
+    )
+    deploy.add_argument(
+        "--kubernetes", metavar="VERSION", help="whose schemas to check with, e.g. 1.34"
+    )
+    deploy.add_argument(
+        "--check", type=Path, nargs="+", metavar="FILE", help="only check these files of manifests"
+    )
+    deploy.add_argument(
+        "--sizes", action="store_true", help="only say what each part of a deployment weighs"
+    )
+    deploy.add_argument("--json", action="store_true", help="with --check or --sizes: JSON")
+
     bench = command("bench", _bench, "time in turns, on this machine; compare with earlier times")
     _model_options(bench)
     bench.add_argument("--image", type=Path, help="picture to use (default: the shipped sign)")
@@ -369,15 +517,41 @@ def _classify(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from edgelab.doctor import examine
+    from edgelab import doctor
 
-    findings = examine()
+    if options.table:
+        print(doctor.table(), end="")
+        return 0
+    if options.files:
+        return _diagnose(options)
+    checks = doctor.examine()
     if options.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+        print(json.dumps([asdict(check) for check in checks], indent=2))
     else:
-        for finding in findings:
-            print(f"{finding.state:<8} {finding.topic:<9} {finding.detail}")
-    return 1 if any(finding.state == "failure" for finding in findings) else 0
+        for check in checks:
+            print(f"{check.state:<8} {check.topic:<9} {check.detail}")
+    return 1 if any(check.state == "failure" for check in checks) else 0
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    from edgelab.doctor import MAX_BYTES, diagnose
+
+    failed = 0
+    for name in options.files:
+        try:
+            found = diagnose(sys.stdin.buffer.read(MAX_BYTES) if name == "-" else name)
+        except EdgelabError as error:  # one bad file must not lose the others
+            failed += 1
+            if options.json:
+                print(json.dumps({"file": name, "error": str(error)}))
+            print(f"edgelab: error: {error}", file=sys.stderr)
+            continue
+        failed += bool(found)
+        if options.json:
+            print(json.dumps({"file": name, "findings": found.to_dict()}))
+        else:
+            print(f"{name}\n{textwrap.indent(str(found), '  ')}\n")
+    return 1 if failed else 0
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -402,6 +576,26 @@ def _inspect(options: argparse.Namespace) -> int:
             reasons = "; ".join(f"{p.id}: {p.what}" for p in found.problems if p.fatal)
             print(f"edgelab: error: {name} cannot run here. {reasons}.", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _batch(options: argparse.Namespace) -> int:
+    from edgelab.batch import classify_folder
+    from edgelab.models import imagenet_spec, load
+
+    spec = imagenet_spec(Path(options.model).stem, options.labels) if options.labels else None
+    done = classify_folder(
+        options.folder,
+        options.output,
+        load(options.model, spec=spec) if spec else options.model,
+        truth=options.truth,
+        synsets=options.labels,
+        workers=options.workers,
+        ray=options.ray,
+        chunk=options.chunk,
+        progress=sys.stderr.isatty(),
+    )
+    print(json.dumps(done.to_dict(), indent=2) if options.json else done)
+    return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -544,6 +738,44 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
+def _load(options: argparse.Namespace) -> int:
+    try:
+        if options.compare:
+            from edgelab.servers import side_by_side
+
+            seen: Any = side_by_side(
+                options.model, image=options.image, seconds=options.seconds or 2.0,
+                rounds=options.rounds,
+            )  # fmt: skip
+        else:
+            seen = _load_one(options)
+    except ValueError as error:
+        raise EdgelabError(str(error)) from None
+    except ModuleNotFoundError as error:
+        raise EdgelabError(f"this needs {error.name}: pip install 'edgelab[serve]'") from None
+    print(json.dumps(seen.to_dict(), indent=2) if options.json else seen)
+    return 0
+
+
+def _load_one(options: argparse.Namespace) -> Any:
+    from edgelab.load import load, tensor_request
+    from edgelab.models import example_image
+
+    if options.url is None:
+        raise EdgelabError("say where to: URL, or --compare. Start one: python -m edgelab serve")
+    token = os.environ.get("EDGELAB_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    if options.tensor:
+        body, more = tensor_request(options.url, headers, any_host=options.any_host)
+    else:
+        body, more = (options.image or example_image()).read_bytes(), {"Content-Type": "image/jpeg"}
+    return load(
+        options.url, body, {**headers, **more}, rate=options.rate or 10.0,
+        seconds=options.seconds or 10.0, connections=options.connections,
+        any_host=options.any_host,
+    )  # fmt: skip
+
+
 def _tell_where(server: Any) -> None:
     scheme = "http" if server.settings.certificate is None else "https"
     print(f"HTTP: {scheme}://{server.settings.host}:{server.http_port}/v2", flush=True)
@@ -552,6 +784,105 @@ def _tell_where(server: Any) -> None:
     if server.settings.token is None and server.settings.host != "127.0.0.1":
         print("edgelab: warning: anybody who reaches this address can use it; set EDGELAB_TOKEN",
               file=sys.stderr)  # fmt: skip
+
+
+def _waterfall(options: argparse.Namespace) -> int:
+    from edgelab.pipeline import Pipeline
+    from edgelab.waterfall import in_int8, overhead, walk
+
+    picture = None if options.image is None else _read(options.image)
+    model = _labelled(options.model, options.labels)
+    small = None
+    if options.int8:
+        small = _labelled(options.int8, options.labels)
+    else:
+        try:
+            small = in_int8(model, options.calibrate)
+        except EdgelabError as error:
+            if options.calibrate:
+                raise
+            print(f"edgelab: warning: no step in int8: {error}", file=sys.stderr)
+    rounds, threads = options.repeats, options.threads
+    seen = walk(model, small, image=picture, repeats=rounds, threads=threads)
+    whole = overhead(Pipeline(small or model, threads=threads), picture, repeats=4 * rounds)
+    if options.plot:
+        from edgelab import plots
+        from edgelab.paths import write_atomic
+
+        write_atomic(options.plot, plots.waterfall(seen).png)
+    if options.json:
+        print(json.dumps({**seen.to_dict(), "overhead": whole.to_dict()}, ensure_ascii=False))
+    else:
+        print(f"{seen}\n\n{whole}")
+    return 0
+
+
+def _labelled(name: str, labels: Path | None) -> Any:
+    from edgelab import models
+
+    spec = None if labels is None else models.imagenet_spec(Path(name).stem, labels)
+    return models.load(name, spec=spec)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise EdgelabError(f"cannot read {path}: {error}") from None
+
+
+def _rivals(options: argparse.Namespace) -> int:
+    from edgelab import rivals
+
+    if options.rows == "help":
+        for name, rival in rivals.RIVALS.items():
+            print(f"{name:<13} {rival.title}; {rival.engine}")
+        return 0
+    table = rivals.measure_rivals(
+        options.model, rows=options.rows.split(",") if options.rows else None,
+        rounds=options.rounds, repeats=options.repeats,
+        progress=lambda text: print(f"edgelab: {text}", file=sys.stderr, flush=True),
+    )  # fmt: skip
+    print(json.dumps(table.to_dict(), indent=2) if options.json else table)
+    return 1 if table.wrong else 0
+
+
+def _deploy(options: argparse.Namespace) -> int:
+    if options.sizes:
+        from edgelab.sizes import sizes
+
+        weighed = sizes()
+        print(json.dumps(weighed.to_dict(), indent=2) if options.json else weighed)
+        return 0
+    from edgelab import manifests
+
+    version = options.kubernetes or manifests.KUBERNETES
+    if options.check:
+        read = [each for path in options.check for each in manifests.read(path)]
+        found = manifests.check(read, version=version)
+        print(json.dumps(found.to_dict(), indent=2) if options.json else found)
+        return 1 if found else 0
+    from dataclasses import replace
+
+    from edgelab import deploy
+
+    given = {"image": options.image, "model_image": options.model_image}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    # Names and references are checked before anything is measured.
+    nothing = deploy.Footprint(options.model, options.workers, 0, 0, 0, 0, 0)
+    plan = deploy.Plan(options.model, nothing, replicas=options.replicas, **chosen)
+    if options.wasm_image is not None:
+        deploy.check_image(options.wasm_image)
+    footprint = deploy.measure_footprint(options.model, workers=options.workers)
+    print(footprint)
+    plan = replace(plan, footprint=footprint)
+    for path in deploy.write(plan, options.output, wasm_image=options.wasm_image):
+        found = manifests.check(manifests.read(path), version=version, footprint=footprint)
+        print(f"{path}: {found}")
+        if found:
+            return 1
+    print(f"Next: kubectl apply -f {options.output}/kubernetes.yaml")
+    return 0
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -613,13 +944,9 @@ def _tables(options: argparse.Namespace) -> Iterator[tuple[object, Section]]:
     from edgelab import bench
 
     if options.host:
-        try:
-            data = options.host.read_bytes()
-        except OSError as error:
-            raise EdgelabError(f"cannot read {options.host}: {error}") from None
         table = bench.host_table(
-            data, name=options.host.stem, repeats=options.repeats, threads=options.threads,
-            seed=options.seed,
+            _read(options.host), name=options.host.stem, repeats=options.repeats,
+            threads=options.threads, seed=options.seed,
         )  # fmt: skip
         yield table, table.section
     else:

@@ -51,3 +51,7 @@ def one_line(error: BaseException) -> str:
 
 class BusyError(EdgelabError):
     """All workers are busy and the queue is full: come back later."""
+
+
+class BatchError(EdgelabError):
+    """A batch job can't begin or go on: another job's results, or a node that lacks something."""

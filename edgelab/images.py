@@ -87,7 +87,8 @@ def _rgb(picture: Image.Image, name: str) -> NDArray[np.uint8]:
             f"{name} has 32-bit pixels, and nothing says which value is white. Save it with 8 bits."
         )
     picture.info.pop("transparency", None)  # Pillow would warn that RGB has none
-    return np.array(picture.convert("RGB"))
+    # Pillow's convert() copies even where there is nothing to convert.
+    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def _read(image: bytes | str | Path) -> tuple[bytes, str]:

@@ -10,6 +10,7 @@ The garbage collector is off within a block, as in `timeit`, and on between bloc
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import functools
 import gc
@@ -643,6 +644,7 @@ def cold_start(
     programs: Mapping[str, Mapping[str, str] | Sequence[str]],
     *,
     values: Mapping[str, str | float | os.PathLike[str]] | None = None,
+    stdin: str | os.PathLike[str] = os.devnull,
     repeats: int = 5,
     warmup: int = 1,
     seed: int = 0,
@@ -658,6 +660,8 @@ def cold_start(
         stdout, or its end.
     values : mapping, optional
         Names that the steps find defined: texts and numbers; paths become texts.
+    stdin : path
+        The file that every program finds on its standard input.
     repeats : int
         Rounds; each starts every program once, in a new random order.
     warmup : int
@@ -687,7 +691,7 @@ def cold_start(
     for turn in range(-warmup, repeats):
         shuffle(order)
         for name in order:
-            run = _started(name, programs[name], scope, timeout_s)
+            run = _started(name, programs[name], scope, stdin, timeout_s)
             if turn >= 0:
                 runs[name].append(run)
     samples = {name: tuple(sum(run.values()) for run in each) for name, each in runs.items()}
@@ -708,6 +712,7 @@ def _started(
     name: str,
     program: Mapping[str, str] | Sequence[str],
     scope: Mapping[str, str | float],
+    stdin: str | os.PathLike[str],
     timeout_s: float,
 ) -> dict[str, float]:
     """Run a program once; return its parts in milliseconds."""
@@ -723,12 +728,11 @@ def _started(
         late = True
         process.kill()
 
-    with tempfile.TemporaryFile() as errors:  # a pipe that nobody reads would fill up
+    # A pipe for errors that nobody reads would fill up.
+    with tempfile.TemporaryFile() as errors, open(stdin, "rb") as given:
         begin = time.perf_counter()
         try:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
-            )
+            process = subprocess.Popen(command, stdin=given, stdout=subprocess.PIPE, stderr=errors)
         except OSError as error:
             raise EdgelabError(f"{name}: {command[0]} does not start: {error}") from None
         alarm = threading.Timer(timeout_s, kill)
@@ -880,6 +884,18 @@ def fingerprint(*, threads: int | None = None) -> Fingerprint:
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         taken=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def resident_bytes() -> int | None:
+    """Return how much of this process lies in memory now (RSS); None where that is not told.
+
+    What the C library keeps of freed memory, to use it again, is given back first.
+    """
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None:
+        trim(0)
+    pages = (_read("/proc/self/statm") or "").split()
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 else None
 
 
 def plain_text(text: str) -> str:

@@ -26,13 +26,16 @@ if TYPE_CHECKING:
     from edgelab.bench import StageTable
     from edgelab.evaluate import Evaluation, Score
     from edgelab.kernels import KernelRow, KernelTable
+    from edgelab.load import Load
     from edgelab.pipeline import Classification
     from edgelab.quantize import Sensitivity
     from edgelab.results import Results
+    from edgelab.waterfall import Step, Walk
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
+RED = "#D55E00"
 _WIDTH = 8.0  # inches, of every figure
-_HATCHES = {BLUE: "", ORANGE: "///", GREEN: "...", GREY: "xx"}
+_HATCHES = {BLUE: "", ORANGE: "///", GREEN: "...", GREY: "xx", RED: "\\\\\\"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -869,6 +872,124 @@ def ratios(results: Results) -> Plot:
         f"{len(cells)} ratios of times, each with its interval: {faster} faster than their "
         f"baseline, {slower} slower, for {len(cells) - faster - slower} no winner can be called.",
         Table("Ratios of times", columns, tuple(cells)),
+    )
+
+
+_WALK_PARTS = {
+    "decode": (GREY, ("decode",)),
+    "load guest and model": (BLUE, ("load",)),
+    "exchange, postprocess": (ORANGE, ("exchange", "postprocess")),
+    "preprocess": (GREEN, ("preprocess",)),
+    "infer": (RED, ("infer",)),
+}
+
+
+def waterfall(walk: Walk) -> Plot:
+    """Show what each request takes, from the naive way to the last improvement.
+
+    Parameters
+    ----------
+    walk : edgelab.waterfall.Walk
+    """
+    few = [step for step in walk.steps if step.total.median > 8] or list(walk.steps[-1:])
+    figure = Figure((_WIDTH, 2.2 + 0.3 * (len(walk.steps) + len(few))), layout="constrained")
+    heights = (len(walk.steps) + 1, len(few) + 1)
+    whole, tail = figure.subplots(2, 1, height_ratios=heights)
+    _walk_bars(whole, walk.steps)
+    _walk_bars(tail, few)
+    whole.set_title(
+        f"One photo, from file to label, model {walk.model}; each step adds to those above",
+        fontsize=10, loc="left",
+    )  # fmt: skip
+    tail.set_title("The last steps, enlarged", fontsize=10, loc="left")
+    tail.set_xlabel("ms: median of each stage")
+    figure.legend(
+        *whole.get_legend_handles_labels(), loc="outside lower center", ncols=len(_WALK_PARTS),
+        frameon=False, fontsize=8.5,
+    )  # fmt: skip
+    rows = tuple(
+        (
+            step.name,
+            *(f"{_walk_ms(step, stages):.3g}" for _, stages in _WALK_PARTS.values()),
+            f"{step.summary.median_ms:.3g}",
+            f"{100 / step.total.median:.1f}",
+            "" if step.gain is None else str(step.gain),
+        )
+        for step in walk.steps
+    )
+    columns = ("step", *_WALK_PARTS, "total", "of 100", "times as fast as the step before")
+    return _plot(
+        figure,
+        f"Stacked bars that become shorter from {walk.steps[0].name} to {walk.steps[-1].name}: the "
+        f"last step is {walk.total.median:.0f} times as fast as the first.",
+        Table("Milliseconds", columns, rows),
+    )
+
+
+def _walk_ms(step: Step, stages: Sequence[str]) -> float:
+    return sum(step.stages[stage].median_ms for stage in stages)
+
+
+def _walk_bars(axes: Axes, steps: Sequence[Step]) -> None:
+    names = [step.name if step.gain is None else f"+ {step.name}" for step in steps]
+    left = [0.0] * len(steps)
+    for part, (colour, stages) in _WALK_PARTS.items():
+        widths = [_walk_ms(step, stages) for step in steps]
+        axes.barh(
+            names, widths, left=left, height=0.66, label=part, color=colour,
+            hatch=_HATCHES[colour], edgecolor="black", lw=0.4,
+        )  # fmt: skip
+        left = [sum(pair) for pair in zip(left, widths, strict=True)]
+    for place, (step, end) in enumerate(zip(steps, left, strict=True)):
+        axes.annotate(
+            f"{step.summary.median_ms:.3g} ms   {100 / step.total.median:.3g} of 100", (end, place),
+            (4, 0), textcoords="offset points", va="center", fontsize=8.5,
+        )  # fmt: skip
+    axes.invert_yaxis()
+    axes.margins(x=0.25)
+    axes.tick_params(labelsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def latencies(runs: Mapping[str, Load]) -> Plot:
+    """Show how long requests took: all of them at the left, the slowest ones at the right.
+
+    Parameters
+    ----------
+    runs : mapping of str to edgelab.load.Load
+        At most four.
+    """
+    figure = Figure((_WIDTH, 3.6), layout="constrained")
+    axes = figure.subplots()
+    looks = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, "-.", "^"), (GREY, ":", "D"))
+    for (name, run), (colour, style, marker) in zip(runs.items(), looks, strict=False):
+        times = sorted(run.samples_ms)
+        slower = [100 * (1 - k / len(times)) for k in range(len(times))]
+        axes.plot(
+            [*slower, 0.01], [*times, times[-1]], style, color=colour, lw=2,
+            drawstyle="steps-post", label=name,
+        )  # fmt: skip
+        marks = {100 - float(q[1:]): ms for q, ms in run.latency_ms.items() if q != "max"}
+        axes.plot(list(marks), list(marks.values()), marker, color=colour, mec="black", ms=6)
+    axes.set(
+        xscale="log", yscale="log", xlim=(100, 0.09), ylabel="ms",
+        xlabel="% of the requests took longer (marks: p50, p90, p99, p99.9)",
+    )  # fmt: skip
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:,.10g}")
+    axes.grid(lw=0.4)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    names = next(iter(runs.values())).latency_ms
+    rows = tuple(
+        (name, f"{run.sent:,}", *(f"{run.latency_ms[q]:.1f}" for q in names))
+        for name, run in runs.items()
+    )
+    worst = max(runs, key=lambda name: runs[name].latency_ms["p99"])
+    return _plot(
+        figure,
+        f"Lines: latency by the share of requests that took longer. The longest tail: {worst}.",
+        Table("Latency, milliseconds", ("", "requests", *names), rows),
     )
 
 

@@ -7,8 +7,9 @@ on; `compile_rust` turns a few lines into a module without a crate of your own.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgelab.errors import BuildError, EdgelabError
@@ -40,7 +41,11 @@ crate-type = ["cdylib"]
 
 
 def compile_rust(
-    source: str, *, profile: Mapping[str, object] = RELEASE, target: str = TARGET
+    source: str,
+    *,
+    profile: Mapping[str, object] = RELEASE,
+    target: str = TARGET,
+    rustflags: Sequence[str] = (),
 ) -> bytes:
     """Compile one file of Rust, without dependencies, to a WebAssembly module.
 
@@ -54,6 +59,8 @@ def compile_rust(
         Keys of Cargo's release profile.
     target : str
         Target triple.
+    rustflags : sequence of str
+        What rustc is called with, beside what the profile says.
 
     Returns
     -------
@@ -75,7 +82,9 @@ def compile_rust(
         if not (crate / "src" / "lib.rs").exists():  # a new time would make cargo build again
             write_atomic(crate / "src" / "lib.rs", source.encode())
         toolchain = find(crate)
-        flags = ("build", "--release", "--offline", "--color=never", "--target", target)
+        flags = ["build", "--release", "--offline", "--color=never", "--target", target]
+        if rustflags:
+            flags += ["--config", f"target.{target}.rustflags={json.dumps(list(rustflags))}"]
         done = toolchain.run(flags, crate, title="cargo builds a snippet")
         if done.returncode:
             raise BuildError(_explain(done.stdout, target))
@@ -89,9 +98,14 @@ def _toml(value: object) -> str:
 def _explain(output: str, target: str) -> str:
     start = output.find("error")
     shown = "\n".join(output[max(start, 0) :].strip().splitlines()[:20])
-    if re.search(r"can't find crate for `(core|std)`|could not find specification", output):
+    if "could not find specification" in output:
         return (
-            f"E1: Rust has no standard library for {target} here (P1). Cure: "
+            f"E1: this Rust knows no target {target}. Cure: --target {TARGET}. The compiler "
+            f"said:\n{shown}"
+        )
+    if re.search(r"can't find crate for `(core|std)`", output):
+        return (
+            f"P1, E1: Rust has no standard library for {target} here. Cure: "
             f"rustup target add {target}. The compiler said:\n{shown}"
         )
     return f"the snippet does not compile. Mend what the compiler names:\n{shown}"

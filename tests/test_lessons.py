@@ -256,6 +256,190 @@ pub unsafe extern "C" fn palette(at: *mut u8, n: usize, table: *const u8) { unsa
         "pictures = np.zeros((32, 3, 224, 224))",
         "pictures = np.full((32, 3, 224, 224), 100, np.float32)",
     ],
+    "07-three": [
+        # faster, and still compiling; still loading; still in JSON; impossible; too many
+        "three = {'simd', 'zero-copy', 'int8'}",
+        "three = {'instance', 'binary', 'simd'}",
+        "three = {'instance', 'model', 'simd'}",
+        "three = {'aot', 'model', 'resize'}",
+        "three = {'aot', 'instance', 'model', 'binary'}",
+        "three = {'wasi-nn', 'model', 'binary'}",
+    ],
+    "07-ahead": [
+        # all at once; the last ones forgotten; results; one at a time; the newest first
+        """def stream(submit, images, ahead):
+    yield from [submit(image) for image in images]""",
+        """def stream(submit, images, ahead):
+    waiting = []
+    for image in images:
+        waiting.append(submit(image))
+        if len(waiting) == ahead:
+            yield waiting.pop(0)""",
+        """def stream(submit, images, ahead):
+    waiting = []
+    for image in images:
+        waiting.append(submit(image))
+        if len(waiting) == ahead:
+            yield waiting.pop(0).result()
+    yield from (each.result() for each in waiting)""",
+        """def stream(submit, images, ahead):
+    for image in images:
+        yield submit(image)""",
+        """def stream(submit, images, ahead):
+    waiting = []
+    for image in images:
+        waiting.append(submit(image))
+        if len(waiting) == ahead:
+            yield waiting.pop()
+    yield from waiting""",
+        """def stream(submit, images, ahead):
+    waiting = []
+    for image in images:
+        waiting.append(submit(image))
+        if len(waiting) > ahead:
+            yield waiting.pop(0)
+    yield from waiting""",
+    ],
+    "07-lru": [
+        # first in, first out; by number; the newest alone; the wrong way round
+        """def who_stays(requests, sizes, limit):
+    loaded = []
+    for name in requests:
+        if name not in loaded:
+            loaded.append(name)
+        while sum(sizes[each] for each in loaded) > limit:
+            loaded.pop(0)
+    return loaded""",
+        "def who_stays(requests, sizes, limit):\n    return list(dict.fromkeys(requests))[-2:]",
+        "def who_stays(requests, sizes, limit):\n    return requests[-1:]",
+        """def who_stays(requests, sizes, limit):
+    loaded = []
+    for name in requests:
+        loaded = [name, *(each for each in loaded if each != name)]
+        while sum(sizes[each] for each in loaded) > limit:
+            loaded.pop()
+    return loaded""",
+    ],
+    "08-binary": [
+        # the whole body's length; no size; elements for bytes; big-endian; memory's order; no pair
+        """def request(tensor):
+    given = {"name": "input", "shape": list(tensor.shape), "datatype": "FP32",
+             "parameters": {"binary_data_size": tensor.nbytes}}
+    body = json.dumps({"inputs": [given]}).encode() + tensor.tobytes()
+    return {"Inference-Header-Content-Length": str(len(body))}, body""",
+        """def request(tensor):
+    given = {"name": "input", "shape": list(tensor.shape), "datatype": "FP32"}
+    head = json.dumps({"inputs": [given]}).encode()
+    return {"Inference-Header-Content-Length": str(len(head))}, head + tensor.tobytes()""",
+        """def request(tensor):
+    given = {"name": "input", "shape": list(tensor.shape), "datatype": "FP32",
+             "parameters": {"binary_data_size": tensor.size}}
+    head = json.dumps({"inputs": [given]}).encode()
+    return {"Inference-Header-Content-Length": str(len(head))}, head + tensor.tobytes()""",
+        """def request(tensor):
+    given = {"name": "input", "shape": list(tensor.shape), "datatype": "FP32",
+             "parameters": {"binary_data_size": tensor.nbytes}}
+    head = json.dumps({"inputs": [given]}).encode()
+    data = tensor.astype(">f4").tobytes()
+    return {"Inference-Header-Content-Length": str(len(head))}, head + data""",
+        """def request(tensor):
+    given = {"name": "input", "shape": list(tensor.shape), "datatype": "FP32",
+             "parameters": {"binary_data_size": tensor.nbytes}}
+    head = json.dumps({"inputs": [given]}).encode()
+    data = tensor.tobytes("A")
+    return {"Inference-Header-Content-Length": str(len(head))}, head + data""",
+        "def request(tensor):\n    return tensor.tobytes()",
+    ],
+    "08-queue": [
+        # the work alone; no idle time; from the end before; one wait only
+        "def latencies(due, work):\n    return work",
+        """def latencies(due, work):
+    free, took = 0.0, []
+    for d, w in zip(due, work):
+        free += w
+        took.append(free - d)
+    return took""",
+        """def latencies(due, work):
+    free, took = 0.0, []
+    for d, w in zip(due, work):
+        begin = max(free, d)
+        free = begin + w
+        took.append(free - begin)
+    return took""",
+        """def latencies(due, work):
+    ends = [d + w for d, w in zip(due, work)]
+    return [w + max(0, before - d) for before, d, w in zip([0, *ends], due, work)]""",
+        "latencies = sum",
+    ],
+    "09-pull": [
+        # what is there is fetched again; a shared layer twice; layers told apart by size; a count
+        """def pull(images, held):
+    return sum({layer: size for image in images for layer, size in image}.values())""",
+        """def pull(images, held):
+    return sum(size for image in images for layer, size in image if layer not in held)""",
+        """def pull(images, held):
+    return sum({size for image in images for layer, size in image if layer not in held})""",
+        """def pull(images, held):
+    return len({layer for image in images for layer, size in image} - held)""",
+        "pull = 9_000_000",
+    ],
+    "09-cure": [
+        # nothing done; only probes; the module's mount dropped; all right but the probes' route
+        "def cure(deployment):\n    return deployment",
+        """def cure(deployment):
+    for container in deployment["spec"]["template"]["spec"]["containers"]:
+        get = {"httpGet": {"path": "/v2/health/live", "port": 8080}}
+        container["livenessProbe"] = container["readinessProbe"] = get
+    return deployment""",
+        """def cure(deployment):
+    del deployment["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    return deployment""",
+        """def cure(deployment):
+    good = kubernetes(plan)[0]
+    get = {"httpGet": {"path": "/healthz", "port": 8080}}
+    good["spec"]["template"]["spec"]["containers"][0]["livenessProbe"] = get
+    return good""",
+        """def cure(deployment):
+    return {"kind": "Deployment"}""",
+    ],
+    "10-cut": [
+        # the place alone; every error; by the last character; only strings
+        """def judge(text):
+    try:
+        json.loads(text)
+        return 'whole'
+    except json.JSONDecodeError as error:
+        return 'cut' if error.pos == len(text) else 'wrong'""",
+        """def judge(text):
+    try:
+        json.loads(text)
+        return 'whole'
+    except json.JSONDecodeError:
+        return 'cut'""",
+        """def judge(text):
+    return 'whole' if text.strip()[-1] in "]}" else 'cut'""",
+        """def judge(text):
+    try:
+        json.loads(text)
+        return 'whole'
+    except json.JSONDecodeError as error:
+        return 'cut' if "Unterminated" in str(error) else 'wrong'""",
+    ],
+    "10-ship": [
+        # what any has; the first one's; the version forgotten; nothing, always
+        """def may_use(fleet):
+    if len({(each.machine, each.wasmtime) for each in fleet}) > 1:
+        return None
+    return set.union(*(set(each.features) for each in fleet))""",
+        """def may_use(fleet):
+    return set(fleet[0].features)""",
+        """def may_use(fleet):
+    if len({each.machine for each in fleet}) > 1:
+        return None
+    return set.intersection(*(set(each.features) for each in fleet))""",
+        "def may_use(fleet):\n    return set()",
+        "may_use = set()",
+    ],
 }
 
 
