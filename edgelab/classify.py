@@ -162,7 +162,7 @@ class Classifier:
         """
         check_pixels(pixels)
         _kernel_number(kernel)
-        source = self._put("pixels", pixels, unless_in="crop")
+        source = self._put("pixels", pixels, "crop")
         params = self._put("params", _params(spec))
         out = self._scratch("planes", pixels.size * 4)
         self._checked(
@@ -226,7 +226,7 @@ class Classifier:
         if not self._looked_for_softmax:
             self._looked_for_softmax = True
             self._warn_of_softmax(logits)
-        source = self._put("values", logits, unless_in="logits")
+        source = self._put("values", logits, "logits")
         out = self._scratch("top", PREDICTION.itemsize * k)
         count = self._checked("top_k", source, logits.size, k, out.pointer)
         return [(int(i), float(p)) for i, p in out.array(count, PREDICTION)]
@@ -266,10 +266,46 @@ class Classifier:
         GuestError
             If the request is empty, or the guest has no memory for it or for its answer (E4).
         """
+        response: dict[str, Any] = self._ask("infer", request)
+        return response
+
+    def nn_infer(
+        self, request: Mapping[str, Any] | bytes, spec: Spec, kernel: str = "scalar"
+    ) -> dict[str, Any]:
+        """Classify through the article's JSON ABI, with a model of the host (``classify_nn``).
+
+        Parameters
+        ----------
+        request : mapping or bytes
+            As for `infer`. ``model_id`` is the model's name in `edgelab.wasinn.WasiNN`, where the
+            guest asks for it each time; ``width`` and ``height`` are what it takes.
+        spec : Spec
+            Its mean and deviation.
+        kernel : {"scalar", "simd128", "relaxed_simd"}
+
+        Returns
+        -------
+        dict
+            ``index`` of the best class, ``confidence``, ``logits``, ``stages_ms`` (``load``,
+            ``preprocess``, ``infer``, ``postprocess``, by the guest's clock) and ``latency_ms``; or
+            ``error`` with ``id`` and ``message``.
+
+        Raises
+        ------
+        GuestError
+            If the request is empty, or the guest has no memory for it or for its answer (E4).
+        """
+        number = _kernel_number(kernel)
+        params = self._put("params", _params(spec))
+        response: dict[str, Any] = self._ask("nn_infer", request, params, number)
+        return response
+
+    def _ask(self, name: str, request: Mapping[str, Any] | bytes, *arguments: int) -> Any:
+        """Pass JSON to a function that answers in JSON."""
         text = request if isinstance(request, bytes) else json.dumps(dict(request)).encode()
         with self.buffer(len(text)) as block:
             self.instance.memory.write(block.pointer, text)
-            packed = self._function("infer")(block.pointer, len(text)) & (1 << 64) - 1
+            packed = self._function(name)(block.pointer, len(text), *arguments) & (1 << 64) - 1
         if packed == 0:
             raise GuestError(
                 "E4: the guest has no memory for its answer. Raise Limits.memory_bytes."
@@ -277,8 +313,7 @@ class Classifier:
         pointer, length = packed >> 32, packed & 0xFFFFFFFF
         answer = self.instance.memory.read(pointer, length)
         self._checked("dealloc", pointer, length)  # the answer is ours to free
-        response: dict[str, Any] = json.loads(answer)
-        return response
+        return json.loads(answer)
 
     def load_graph(self, model: str | bytes) -> int:
         """Load a model: ``classify_nn`` through WASI-NN, ``classify_tract`` into its own memory.
@@ -311,8 +346,8 @@ class Classifier:
         graph : int
             From `load_graph`.
         tensor : numpy.ndarray
-            ``float32``. A view that `preprocess` returned is used where it is; anything else is
-            copied into the guest first.
+            ``float32``. A view that `preprocess` or `normalize` returned is used where it is;
+            anything else is copied into the guest first.
         classes : int
             Number of logits.
 
@@ -327,7 +362,7 @@ class Classifier:
             If the model refuses the tensor, fails, or has another number of outputs.
         """
         tensor = np.asarray(tensor, np.float32)
-        source = self._put("input", tensor, unless_in="tensor")
+        source = self._put("input", tensor, "tensor", "planes")
         if tensor.shape != self._shape:
             self._dims = self._put("dims", np.array(tensor.shape, "<u4"))
             self._shape = tensor.shape
@@ -346,15 +381,16 @@ class Classifier:
         """Drop a model that `load_graph` loaded."""
         self._checked(f"{self._engine}_unload", graph)
 
-    def _put(self, name: str, data: NDArray[Any], unless_in: str = "") -> int:
+    def _put(self, name: str, data: NDArray[Any], *homes: str) -> int:
         """Return the guest address of an array, after copying it into the scratch block `name`.
 
-        An array that lies in the block `unless_in`, where another call left it, stays there.
+        An array that lies in one of the blocks `homes`, where another call left it, stays there.
         """
-        if (home := self._buffers.get(unless_in)) and data.flags.c_contiguous:
-            pointer = data.ctypes.data - self.instance.memory.base
-            if home.pointer <= pointer <= home.pointer + home.size_bytes - data.nbytes:
-                return pointer
+        for home in map(self._buffers.get, homes):
+            if home is not None and data.flags.c_contiguous:
+                pointer = data.ctypes.data - self.instance.memory.base
+                if home.pointer <= pointer <= home.pointer + home.size_bytes - data.nbytes:
+                    return pointer
         block = self._scratch(name, data.nbytes)
         np.copyto(block.array(data.shape, data.dtype), data)
         return block.pointer

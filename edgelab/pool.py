@@ -112,7 +112,7 @@ class Workers:
         """
         if os.getpid() != self._pid:
             raise EdgelabError("these threads don't exist in a forked process: make a new pool")
-        if not self._places.acquire(timeout=-1 if wait_s is None else wait_s):
+        if not self._places.acquire(timeout=wait_s):
             raise BusyError(
                 f"all {self.workers} workers are busy and {self.queue} images wait: try again "
                 "later, pass wait_s=, or make the pool larger (workers=, queue=)"

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -155,6 +155,31 @@ def test_a_full_queue_says_so_and_frees_its_places(pool: Pool, images: list[Any]
     assert pool.submit(images[0], wait_s=None).result(30).label
 
 
+def test_whoever_waits_for_ever_gets_a_place(pipeline: Pipeline, images: list[Any]) -> None:
+    release = threading.Event()
+
+    class Slow(Pipeline):
+        def classify(self, image: Any, top: int = 3) -> Classification:
+            release.wait(30)
+            return super().classify(image, top)
+
+    slow = pipeline.replica()
+    slow.__class__ = Slow
+    with Pool(slow, workers=1, queue=0) as pool:
+        first = pool.submit(images[0])
+        later: list[Future[Classification]] = []
+        thread = threading.Thread(
+            target=lambda: later.append(pool.submit(images[1], wait_s=None)), daemon=True
+        )
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()  # it neither gave up nor pushed in
+        release.set()
+        thread.join(30)
+        assert first.result(30).label
+        assert later[0].result(30).label
+
+
 def test_leaving_the_loop_cancels_what_waits(pipeline: Pipeline, images: list[Any]) -> None:
     done = []
 
@@ -208,6 +233,7 @@ def test_a_forked_child_is_told_to_make_its_own(pool: Pool, images: list[Any]) -
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@pytest.mark.timeout(3600 if FULL else 300)
 def test_the_memory_of_a_long_stream_is_flat(pipeline: Pipeline, images: list[Any]) -> None:
     """10^5 images with EDGELAB_FULL=1, cycled."""
     encoded = []

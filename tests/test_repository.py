@@ -4,10 +4,11 @@ import ctypes
 import doctest
 import gc
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 
 from edgelab import models, repository
@@ -15,6 +16,7 @@ from edgelab.datasets import Signs
 from edgelab.errors import ModelError
 from edgelab.pipeline import Pipeline
 from edgelab.repository import Repository
+from edgelab.wasinn import WasiNN, host
 
 SIZE = 9_027_784
 IMAGE = Signs("test", 10)[9].image
@@ -47,6 +49,16 @@ def test_the_least_recently_used_model_goes(three: Repository) -> None:
     assert set(three.loaded) == {"c", "b"}  # now a was
     gc.collect()
     assert first() is None  # its session went with it
+
+
+def test_a_model_that_is_ready_is_used_and_never_loaded(three: Repository) -> None:
+    assert three.ready("a") is None
+    assert three.loaded == {}
+    held = three["a"]
+    three["b"]
+    assert three.ready("a") is held
+    three["c"]
+    assert set(three.loaded) == {"a", "c"}  # so a was the younger one
 
 
 def test_whoever_holds_an_unloaded_pipeline_goes_on(three: Repository) -> None:
@@ -82,6 +94,20 @@ def test_an_unloaded_model_gives_its_memory_back() -> None:
     )
     assert loaded - without > SIZE
     assert after - without < (loaded - without) / 4
+
+
+def test_whoever_watches_the_time_limit_holds_no_model() -> None:
+    """It looks at what runs, every 20 ms; what it saw last must not stay loaded for that."""
+    context = WasiNN({"signs": models.load("signs").data}, threads=1).graph("signs").context()
+    running = weakref.ref(context)
+    host._watch.begin(context, time.monotonic() + 60)
+    time.sleep(0.2)  # a long computation
+    host._watch.end(context)
+    del context
+    limit = time.monotonic() + 10
+    while running() is not None and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert running() is None
 
 
 def test_two_threads_that_want_a_model_load_it_once(monkeypatch: pytest.MonkeyPatch) -> None:

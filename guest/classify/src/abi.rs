@@ -165,7 +165,8 @@ fn normalize_with<const KERNEL: usize>(
     })
 }
 
-fn normalization(params_address: usize) -> Result<Normalization, Error> {
+/// Mean and deviation from the parameters at an address.
+pub fn normalization(params_address: usize) -> Result<Normalization, Error> {
     let params = params(params_address)?;
     Ok(Normalization::new(params.mean, params.std)?)
 }
@@ -245,6 +246,11 @@ pub extern "C" fn infer(address: usize, len: usize) -> i64 {
                 .unwrap_or_else(|error| error)
         }
     };
+    respond(&response)
+}
+
+/// Puts a response into a new block, which the host must `dealloc`. 0 if none is free.
+pub fn respond(response: &str) -> i64 {
     let block = alloc(response.len());
     let Ok(mut region) = Region::<u8>::new("response", block, response.len()) else {
         return 0;

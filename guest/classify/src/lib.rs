@@ -9,4 +9,4 @@ mod abi_tests;
 pub mod memory;
 
 #[cfg(target_arch = "wasm32")]
-pub use abi::status;
+pub use abi::{normalization, respond, status};

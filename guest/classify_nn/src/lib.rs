@@ -4,9 +4,12 @@
 
 use std::cell::RefCell;
 use std::mem::discriminant;
+use std::time::Instant;
 
 use classify::memory::Region;
-use classify::status;
+use classify::{normalization, respond, status};
+use imgproc::{Kernel, Normalization, normalize, try_zeros};
+use inference::request::{self, Run};
 use inference::{Error, Status};
 use wasmedge_wasi_nn::{
     BackendError, Error as NnError, ExecutionTarget, Graph, GraphBuilder, GraphEncoding,
@@ -90,6 +93,16 @@ pub extern "C" fn nn_load(address: usize, len: usize, encoding: u32) -> i32 {
     })
 }
 
+fn by_name(name: &str) -> Result<Graph, Error> {
+    // The crate makes a C string of it, and would drop one with a zero byte inside.
+    if name.contains('\0') {
+        return Err(Error::new(Status::InvalidArgument, "name: a zero byte"));
+    }
+    GraphBuilder::default()
+        .build_from_cache(name)
+        .map_err(|error| wasi_nn_error("load_by_name", error))
+}
+
 /// Asks the host for a model that it knows by name (UTF-8).
 #[unsafe(no_mangle)]
 pub extern "C" fn nn_load_by_name(address: usize, len: usize) -> i32 {
@@ -97,16 +110,8 @@ pub extern "C" fn nn_load_by_name(address: usize, len: usize) -> i32 {
         let name = Region::<u8>::new("name", address, len)?;
         // SAFETY: nothing writes to it during this call.
         let name = std::str::from_utf8(unsafe { name.as_slice() })
-            .ok()
-            // The crate makes a C string of it, and would drop one with a zero byte inside.
-            .filter(|name| !name.contains('\0'))
-            .ok_or_else(|| {
-                Error::new(Status::InvalidArgument, "name: not UTF-8, or a zero byte")
-            })?;
-        let graph = GraphBuilder::default()
-            .build_from_cache(name)
-            .map_err(|error| wasi_nn_error("load_by_name", error))?;
-        keep(graph)
+            .map_err(|_| Error::new(Status::InvalidArgument, "name: not UTF-8"))?;
+        keep(by_name(name)?)
     })
 }
 
@@ -133,16 +138,79 @@ pub extern "C" fn nn_compute(
             unsafe { (dims.as_slice(), input.as_slice(), output.as_mut_slice()) };
         SLOTS.with_borrow_mut(|slots| {
             let (_, context) = model(slots, slot)?;
-            context
-                .set_input(0, TensorType::F32, dims, input)
-                .map_err(|error| wasi_nn_error("set_input", error))?;
-            context.compute().map_err(|error| wasi_nn_error("compute", error))?;
-            let written = context
-                .get_output(0, output)
-                .map_err(|error| wasi_nn_error("get_output", error))?;
-            Ok(written as i32)
+            Ok(compute(context, dims, input, output)? as i32)
         })
     })
+}
+
+/// Input 0 in, output 0 out; the result is the number of bytes written.
+fn compute<T>(
+    context: &mut GraphExecutionContext,
+    dims: &[usize],
+    input: &[T],
+    output: &mut [T],
+) -> Result<usize, Error> {
+    context
+        .set_input(0, TensorType::F32, dims, input)
+        .map_err(|error| wasi_nn_error("set_input", error))?;
+    context.compute().map_err(|error| wasi_nn_error("compute", error))?;
+    context.get_output(0, output).map_err(|error| wasi_nn_error("get_output", error))
+}
+
+/// Room for the answer of `nn_infer`.
+const MAX_CLASSES: usize = 1 << 14;
+
+/// The article's interface, JSON to JSON, with a model that the host knows: it is asked for by the
+/// request's `model_id`, and given back in the end. The pixels are normalised, not resized. The
+/// response is in a block that the host must `dealloc`; 0 if none is free.
+#[unsafe(no_mangle)]
+pub extern "C" fn nn_infer(address: usize, len: usize, params: usize, kernel: u32) -> i64 {
+    let mut response = String::new();
+    let outcome = status(|| {
+        let text = Region::<u8>::new("request", address, len)?;
+        let normalization = normalization(params)?;
+        let kernel = *Kernel::ALL.get(kernel as usize).ok_or_else(|| {
+            Error::new(Status::InvalidArgument, format!("kernel = {kernel}; needed 0, 1 or 2"))
+        })?;
+        // SAFETY: nothing writes to it during this call.
+        let text = unsafe { text.as_slice() };
+        response = request::answer(text, |name, pixels, width, height| {
+            run(name, pixels, [width, height], &normalization, kernel)
+        })
+        .unwrap_or_else(|error| error);
+        Ok(0)
+    });
+    if outcome < 0 { 0 } else { respond(&response) }
+}
+
+fn run(
+    name: &str,
+    pixels: &[u8],
+    [width, height]: [u32; 2],
+    normalization: &Normalization,
+    kernel: Kernel,
+) -> Result<Run, Error> {
+    let begin = Instant::now();
+    let mut tensor = try_zeros::<f32>(pixels.len())?;
+    normalize(pixels, normalization, &mut tensor, kernel)?;
+    let preprocess = begin.elapsed();
+    let begin = Instant::now();
+    let graph = by_name(name)?;
+    let context = graph.init_execution_context();
+    let load = begin.elapsed();
+    let computed = context
+        .map_err(|error| wasi_nn_error("init_execution_context", error))
+        .and_then(|mut context| {
+            let begin = Instant::now();
+            let mut logits = try_zeros::<f32>(MAX_CLASSES)?;
+            let dims = [1, 3, height as usize, width as usize];
+            let written = compute(&mut context, &dims, &tensor, &mut logits)?;
+            logits.truncate(written / size_of::<f32>());
+            Ok(Run { logits, load, preprocess, infer: begin.elapsed() })
+        });
+    let given_back = graph.unload().map_err(|error| wasi_nn_error("unload", error));
+    let done = computed?; // the first error says why
+    given_back.map(|_| done)
 }
 
 /// Takes a model back from the host, and frees its slot.

@@ -1,9 +1,10 @@
 //! The article's interface: a JSON request in, a JSON response out.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::json::{Json, integer};
 use crate::model::Model;
+use crate::postprocess::top_k;
 use crate::{Error, Status};
 
 /// Answers {"image_data", "width", "height", "model_id"}. Both results are JSON texts, `Err` with
@@ -12,13 +13,8 @@ use crate::{Error, Status};
 /// `latency_ms` covers all of it: reading the request, preprocessing and the model.
 pub fn infer(model: Option<&Model>, request: &[u8]) -> Result<String, String> {
     let start = Instant::now();
-    let invalid = |message: &str| error_json("invalid_request", message);
-    let request = Json::parse(request).map_err(|error| {
-        // The article's error E8: a request that was cut off on its way.
-        let id = if error.is_eof() { "E8" } else { "invalid_request" };
-        error_json(id, &error.to_string())
-    })?;
-    let request = Request::new(&request).map_err(|message| invalid(&message))?;
+    let document = parse(request)?;
+    let request = Request::new(&document)?;
     let Some(model) = model else {
         return Err(error_json("no_model", "no model is loaded; load one first"));
     };
@@ -28,10 +24,7 @@ pub fn infer(model: Option<&Model>, request: &[u8]) -> Result<String, String> {
     }
     let (label, confidence) = bytes(request.image_data)
         .and_then(|pixels| model.classify(&pixels, request.width, request.height))
-        .map_err(|error| match error.status {
-            Status::OutOfMemory => error_json("out_of_memory", &error.message),
-            _ => invalid(&error.message),
-        })?;
+        .map_err(|error| refusal(&error))?;
     Ok(format!(
         r#"{{"label":{},"confidence":{},"latency_ms":{},"model_version":{}}}"#,
         quote(label),
@@ -39,6 +32,73 @@ pub fn infer(model: Option<&Model>, request: &[u8]) -> Result<String, String> {
         decimal(start.elapsed().as_secs_f64() * 1e3),
         quote(&model.version),
     ))
+}
+
+/// What a model outside of this crate gives, and the time that its stages took.
+pub struct Run {
+    pub logits: Vec<f32>,
+    pub load: Duration,
+    pub preprocess: Duration,
+    pub infer: Duration,
+}
+
+/// Answers the same request by another model: `run` gets `model_id`, the pixels, width and height.
+///
+/// The response is {"index", "confidence", "logits", "stages_ms", "latency_ms"}: which label a
+/// class has is the host's to know. What `stages_ms` lacks of `latency_ms` was spent on JSON.
+pub fn answer(
+    request: &[u8],
+    run: impl FnOnce(&str, &[u8], u32, u32) -> Result<Run, Error>,
+) -> Result<String, String> {
+    let start = Instant::now();
+    let document = parse(request)?;
+    let request = Request::new(&document)?;
+    let (width, height) = (request.width, request.height);
+    let ran = bytes(request.image_data)
+        .and_then(|pixels| {
+            let wanted = u64::from(width).saturating_mul(u64::from(height)).saturating_mul(3);
+            if pixels.len() as u64 == wanted {
+                return run(request.model_id, &pixels, width, height);
+            }
+            let message =
+                format!("image_data has {} numbers; {width} x {height} x 3 needed", pixels.len());
+            Err(Error::new(Status::InvalidArgument, message))
+        })
+        .map_err(|error| refusal(&error))?;
+    let ranking = Instant::now();
+    let best = top_k(&ran.logits, 1).map_err(|error| refusal(&error))?[0];
+    let postprocess = ranking.elapsed();
+    let logits: Vec<_> = ran.logits.iter().map(|&x| decimal(f64::from(x))).collect();
+    let ms = |time: Duration| decimal(time.as_secs_f64() * 1e3);
+    Ok(format!(
+        r#"{{"index":{},"confidence":{},"logits":[{}],"stages_ms":{{"load":{},"preprocess":{},"infer":{},"postprocess":{}}},"latency_ms":{}}}"#,
+        best.index,
+        decimal(f64::from(best.probability)),
+        logits.join(","),
+        ms(ran.load),
+        ms(ran.preprocess),
+        ms(ran.infer),
+        ms(postprocess),
+        ms(start.elapsed()),
+    ))
+}
+
+fn parse(request: &[u8]) -> Result<Json, String> {
+    Json::parse(request).map_err(|error| {
+        // The article's error E8: a request that was cut off on its way.
+        let id = if error.is_eof() { "E8" } else { "invalid_request" };
+        error_json(id, &error.to_string())
+    })
+}
+
+/// The response to a request that can't be answered.
+fn refusal(error: &Error) -> String {
+    let id = match error.status {
+        Status::OutOfMemory => "out_of_memory",
+        Status::WasiNn => "wasi_nn",
+        _ => "invalid_request",
+    };
+    error_json(id, &error.message)
 }
 
 pub fn error_json(id: &str, message: &str) -> String {
@@ -51,11 +111,11 @@ fn quote(text: &str) -> String {
     serde_json::to_string(text).unwrap_or_default()
 }
 
-/// A JSON number with six decimals; `x` is not negative. Made of integers: the code that writes
-/// any float is 7 KB.
+/// A JSON number with six decimals. Made of integers: the code that writes any float is 7 KB.
 fn decimal(x: f64) -> String {
-    let millionths = (x * 1e6).round_ties_even() as u64;
-    format!("{}.{:06}", millionths / 1_000_000, millionths % 1_000_000)
+    let millionths = (x.abs() * 1e6).round_ties_even() as u64;
+    let sign = if x < 0.0 { "-" } else { "" };
+    format!("{sign}{}.{:06}", millionths / 1_000_000, millionths % 1_000_000)
 }
 
 struct Request<'a> {
@@ -68,6 +128,10 @@ struct Request<'a> {
 impl<'a> Request<'a> {
     /// Each field once, and no other.
     fn new(request: &'a Json) -> Result<Self, String> {
+        Self::read(request).map_err(|message| error_json("invalid_request", &message))
+    }
+
+    fn read(request: &'a Json) -> Result<Self, String> {
         let Json::Object(fields) = request else {
             return Err("the request is not an object".to_owned());
         };

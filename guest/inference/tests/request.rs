@@ -4,8 +4,10 @@ mod common;
 
 use common::File;
 use inference::model::Model;
-use inference::request::infer;
+use inference::request::{Run, answer, infer};
+use inference::{Error, Status};
 use serde_json::Value;
+use std::time::Duration;
 
 fn model() -> Model {
     Model::from_bytes(&File::small().bytes()).unwrap()
@@ -95,4 +97,51 @@ fn bad_requests() {
         assert!(message.contains(part_of_message), "{request}: {message}");
     }
     assert!(infer(Some(&model()), b"{\"model_id\": \"\xff\"}").is_err());
+}
+
+/// What a model of the host gives to a request, here one that says what it was asked.
+fn by_host(request: &str, logits: &[f32]) -> Result<Value, Value> {
+    let value = |text: String| serde_json::from_str(&text).unwrap();
+    answer(request.as_bytes(), |name, pixels, width, height| {
+        assert_eq!((name, pixels, width, height), ("signs", &[0, 2, 255, 20, 255, 0][..], 2, 1));
+        Ok(Run {
+            logits: logits.to_vec(),
+            load: Duration::from_millis(3),
+            preprocess: Duration::from_micros(1500),
+            infer: Duration::from_nanos(7_000_123),
+        })
+    })
+    .map(value)
+    .map_err(value)
+}
+
+#[test]
+fn a_model_of_the_host_answers() {
+    let response = by_host(GOOD, &[-1.5, 2.25, 0.0, -0.000_001]).unwrap();
+    assert_eq!(response["index"], 1);
+    assert_eq!(response["logits"], serde_json::json!([-1.5, 2.25, 0.0, -0.000001]));
+    let sum = (-3.75f64).exp() + 1.0 + 2.0 * (-2.25f64).exp();
+    assert!((response["confidence"].as_f64().unwrap() - 1.0 / sum).abs() < 1e-5);
+    let stages = &response["stages_ms"];
+    assert_eq!((&stages["load"], &stages["preprocess"]), (&3.0.into(), &1.5.into()));
+    assert_eq!(stages["infer"], 7.000123);
+    assert!(stages["postprocess"].as_f64().unwrap() <= response["latency_ms"].as_f64().unwrap());
+}
+
+#[test]
+fn a_model_of_the_host_gets_no_bad_request() {
+    for (request, part) in [
+        (GOOD.replace("\"width\": 2", "\"width\": 3"), "6 numbers; 3 x 1 x 3 needed"),
+        (GOOD.replace("\"width\": 2", "\"width\": 4294967295"), "6 numbers"),
+        (GOOD.replace("254.9", "-1"), "image_data[4]"),
+        (GOOD[..GOOD.len() - 1].to_owned(), "EOF"),
+    ] {
+        let error = by_host(&request, &[1.0]).unwrap_err();
+        assert!(error["error"]["message"].as_str().unwrap().contains(part), "{error}");
+    }
+    let error = by_host(GOOD, &[1.0, f32::NAN]).unwrap_err();
+    assert!(error["error"]["message"].as_str().unwrap().contains("logits[1]"), "{error}");
+    let failed =
+        |_: &str, _: &[u8], _, _| Err(Error::new(Status::WasiNn, "wasi_nn: compute failed"));
+    assert!(answer(GOOD.as_bytes(), failed).unwrap_err().contains(r#""id":"wasi_nn""#));
 }
