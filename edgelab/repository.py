@@ -90,6 +90,11 @@ class Repository(Mapping[str, Pipeline]):
                     ) from None
             return pipeline
 
+    def ready(self, name: str) -> Pipeline | None:
+        """Return the pipeline of a model if it is loaded, and count that as a use of it."""
+        with self._lock:
+            return self._loaded.get(name)
+
     def unload(self, name: str) -> bool:
         """Unload a model; False if it was not loaded.
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 import requests
 import tritonclient.grpc
@@ -358,6 +358,43 @@ def test_malformed_http_does_no_harm(service: Service) -> None:
     ):
         assert service.send(data)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 404", b"")
     assert requests.get(f"{service.url}/v2/health/live", timeout=9).ok
+
+
+def test_what_is_no_body_has_a_limit_too(service: Service) -> None:
+    """A head, the trailers behind a body and a chunk's extension: nobody may send them for ever."""
+    head = b"POST /v2/models/signs/infer HTTP/1.1\r\nHost: x\r\n"
+    chunked = head + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{]\r\n"
+    endless = b"a" * 2_000_000
+    process = psutil.Process(service.process.pid)
+    before = process.memory_info().rss
+    for begin in (
+        b"GET /",
+        head + b"X: ",
+        head,
+        chunked + b"0\r\n",
+        chunked + b"0\r\nX: ",
+        chunked + b"2;",
+    ):
+        with contextlib.suppress(ConnectionError):  # it may close while we still send
+            answer = service.send(begin + endless)
+            assert answer[:12] in (b"HTTP/1.1 400", b""), answer[:80]
+    assert process.memory_info().rss - before < 20e6
+    assert requests.get(f"{service.url}/v2/health/live", timeout=9).ok
+
+
+def test_requests_that_come_at_once_are_answered_in_order(service: Service) -> None:
+    """Pipelining: three requests in one piece, the second with a body in chunks."""
+    image = b"Host: x\r\nContent-Type: image/jpeg\r\n"
+    post = b"POST /v2/models/signs/infer HTTP/1.1\r\n" + image
+    sized = b"Content-Length: %d\r\n\r\n%b" % (len(PHOTO), PHOTO)
+    chunks = b"Transfer-Encoding: chunked\r\n\r\n" + b"".join(
+        b"%x\r\n%b\r\n" % (len(part), part) for part in (PHOTO[:999], PHOTO[999:])
+    )
+    last = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answer = service.send(post + sized + post + chunks + b"0\r\nTrailer: x\r\n\r\n" + last)
+    assert answer.count(b"HTTP/1.1 200 OK") == 3
+    assert answer.count(b'"label":"stop"') == 2
+    assert answer.endswith(b'{"live":true}')
 
 
 def test_errors_over_grpc_have_their_codes(service: Service, tensor: Any) -> None:
