@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -80,6 +81,19 @@ class Runtime:
         subprocess.TimeoutExpired
             If it takes longer.
         """
+        return subprocess.run(
+            self.command_line(wasm, args, dirs=dirs),
+            input=stdin, capture_output=True, timeout=timeout_s, check=False,
+        )  # fmt: skip
+
+    def command_line(
+        self,
+        wasm: str | Path,
+        args: Sequence[str] = (),
+        *,
+        dirs: Mapping[str, str | Path] | None = None,
+    ) -> list[str]:
+        """Return what `run` starts; the parameters are the same."""
         folders = {guest: str(Path(host).absolute()) for guest, host in (dirs or {}).items()}
         if self.name == "wasmedge":
             options = [f"--dir={guest}:{host}" for guest, host in folders.items()]
@@ -88,12 +102,8 @@ class Runtime:
                 options.append("--run-mode=aot")  # it interprets otherwise
             if not native and (0, 14) <= number < (0, 17):
                 options.append("--force-interpreter")  # it runs any machine code in it otherwise
-            command = [*self.command, *options, str(wasm), *args]
-        else:
-            command = [*self.command, "-e", _NODE_WASI, str(wasm), json.dumps(folders), *args]
-        return subprocess.run(
-            command, input=stdin, capture_output=True, timeout=timeout_s, check=False
-        )
+            return [*self.command, *options, str(wasm), *args]
+        return [*self.command, "-e", _NODE_WASI, str(wasm), json.dumps(folders), *args]
 
     def compile(self, wasm: str | Path, output: str | Path, *, timeout_s: float = 600) -> None:
         """Compile a module ahead of time, with WasmEdge (a second for each 30 kB).
@@ -135,6 +145,7 @@ class Runtime:
             text=True,
             timeout=timeout_s,
             check=False,
+            preexec_fn=None if sys.platform == "win32" else _large_stack,
         )
         if done.returncode:
             said = re.findall(r"\[error\] +(.+)", done.stdout + done.stderr)
@@ -143,6 +154,15 @@ class Runtime:
     def _number(self) -> tuple[int, ...]:
         found = re.search(r"version (\d+)\.(\d+)", self.version)
         return tuple(map(int, found.groups())) if found else ()
+
+
+def _large_stack() -> None:
+    """Let a new process recurse deeply: LLVM does, and crashed on a module of 16 MB."""
+    import resource  # which Windows has not
+
+    with contextlib.suppress(ValueError, OSError):
+        _, most = resource.getrlimit(resource.RLIMIT_STACK)
+        resource.setrlimit(resource.RLIMIT_STACK, (most, most))
 
 
 def wasmedge() -> Runtime:
@@ -187,23 +207,11 @@ def _described(name: str, command: tuple[str, ...]) -> Runtime:
 
 
 def _debian_program(name: str, package: str) -> tuple[str, ...]:
-    """Unpack a Debian 13 package with all its libraries into the cache, and return its command.
+    """Return the command of a program that comes with a Debian 13 package.
 
-    Needs no root: apt works on folders of its own, and the program is started by Debian's own
-    loader, so the system's libraries are neither used nor touched.
+    It is started by Debian's own loader, so the system's libraries are neither used nor touched.
     """
-    if sys.platform != "linux" or not shutil.which("apt-get"):
-        raise ToolchainError(
-            f"PATH holds no {name}, and only a Debian-like Linux can get it here. "
-            f"Cure: install {name} by hand and put it on PATH."
-        )
-    root = cache_dir() / f"debian13-{package}"
-    with locked(root.with_suffix(".lock")):
-        if not root.exists():
-            new = root.with_name(root.name + ".new")
-            shutil.rmtree(new, ignore_errors=True)
-            _unpack(package, new)
-            os.replace(new, root)
+    root = debian_package(package)
     loaders = sorted(root.glob("usr/lib64/ld-linux-*")) + sorted(root.glob("usr/lib/ld-linux-*"))
     libraries = sorted(root.glob("usr/lib/*-linux-gnu"))
     if not loaders or not libraries:
@@ -211,7 +219,38 @@ def _debian_program(name: str, package: str) -> tuple[str, ...]:
     return (str(loaders[0]), "--library-path", str(libraries[0]), str(root / "usr/bin" / name))
 
 
-def _unpack(package: str, root: Path) -> None:
+def debian_package(package: str, *, alone: bool = False) -> Path:
+    """Return the folder in the cache with a Debian 13 package, unpacked on first use.
+
+    Needs no root: apt works on folders of its own, and nothing is installed.
+
+    Parameters
+    ----------
+    package : str
+    alone : bool
+        Without the packages that it depends on: for one that brings headers or data.
+
+    Raises
+    ------
+    ToolchainError
+        If this is no Debian-like Linux, or the package could not be downloaded.
+    """
+    if sys.platform != "linux" or not shutil.which("apt-get"):
+        raise ToolchainError(
+            f"{package} is not installed, and only a Debian-like Linux can get it from here. "
+            f"Cure: install {package} by hand (a program: on PATH)."
+        )
+    root = cache_dir() / f"debian13-{package}"
+    with locked(root.with_suffix(".lock")):
+        if not root.exists():
+            new = root.with_name(root.name + ".new")
+            shutil.rmtree(new, ignore_errors=True)
+            _unpack(package, new, alone=alone)
+            os.replace(new, root)
+    return root
+
+
+def _unpack(package: str, root: Path, *, alone: bool) -> None:
     work = root / "apt"
     for folder in ("lists/partial", "cache/archives/partial"):
         (work / folder).mkdir(parents=True)
@@ -232,17 +271,19 @@ def _unpack(package: str, root: Path) -> None:
             "APT::Install-Recommends=false",
         )
     ]
+    archives = work / "cache" / "archives"
+    get = ["download", package] if alone else ["install", "--yes", "--download-only", package]
     for step, title in (
         (["update"], "apt-get reads Debian 13's package lists"),
-        (["install", "--yes", "--download-only", package], f"apt-get downloads {package}"),
+        (get, f"apt-get downloads {package}"),
     ):
-        done = run_live(["apt-get", *options, *step], title, 600)
+        done = run_live(["apt-get", *options, *step], title, 600, cwd=archives)
         if done.returncode:
             last = done.stdout.strip().splitlines()[-3:]
             raise ToolchainError(
                 f"{title}: failed: {' … '.join(last)}. Cure: connect to the network and try again, "
                 f"or install {package} by hand."
             )
-    for archive in sorted((work / "cache" / "archives").glob("*.deb")):
+    for archive in sorted(archives.glob("*.deb")):
         subprocess.run(["dpkg", "-x", str(archive), str(root)], check=True, capture_output=True)
     shutil.rmtree(work)

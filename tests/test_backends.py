@@ -138,7 +138,7 @@ def double(dtype: Any, shape: Sequence[int | None]) -> bytes:
 
 
 def double_lite(dtype: Any, shape: Sequence[int | None], **metadata: bytes) -> bytes:
-    import tflite
+    from edgelab import tflite
 
     return tflite.double(dtype, [-1 if d is None else d for d in shape], metadata)
 
@@ -204,7 +204,7 @@ def difference_and_sum() -> bytes:
 
 
 def difference_and_sum_lite() -> bytes:
-    import tflite
+    from edgelab import tflite
 
     made = tflite.Builder()
     a, b = made.tensor("a", (1, 3)), made.tensor("b", (-1, 3))
@@ -253,7 +253,7 @@ def test_types_that_wasi_nn_cannot_name_cannot_cross(load: Load, kind: str) -> N
     model = encoded(onnx_model(nodes, [("x", kinds[1], (3,))], [("y", kinds[0], (3,))]))
 
     def lite() -> bytes:
-        import tflite
+        from edgelab import tflite
 
         made = tflite.Builder()
         x, y = made.tensor("x", (3,)), made.tensor("y", (3,), np.int8)
@@ -314,7 +314,7 @@ def test_an_input_at_the_very_end_of_memory_is_read(load: Load, kind: str) -> No
 @pytest.mark.parametrize("kind", ["onnxruntime", "openvino", "litert"])
 def test_outputs_that_are_inputs_do_not_follow_the_guests_memory(load: Load, kind: str) -> None:
     def lite() -> bytes:
-        import tflite
+        from edgelab import tflite
 
         made = tflite.Builder()
         x = made.tensor("x", (3,))
@@ -359,7 +359,7 @@ def test_the_embedded_model_says_the_same_everywhere(load: Load, kind: str) -> N
     (want,) = bare(model.data, image)
 
     def lite() -> bytes:
-        import tflite
+        from edgelab import tflite
 
         return tflite.from_onnx(model.data)
 
@@ -546,7 +546,7 @@ def test_litert_has_one_interpreter_for_each_context(
 
 def test_litert_finds_at_load_what_it_cannot_run(load: Load) -> None:
     needs("litert")
-    import tflite
+    from edgelab import tflite
 
     made = tflite.Builder()
     a, b, total = (made.tensor(name, (size,)) for name, size in (("a", 3), ("b", 4), ("c", 4)))
@@ -557,7 +557,7 @@ def test_litert_finds_at_load_what_it_cannot_run(load: Load) -> None:
 
 def test_litert_passes_complex_numbers_over(load: Load) -> None:
     needs("litert")
-    import tflite
+    from edgelab import tflite
 
     made = tflite.Builder()
     x, y, z = made.tensor("x", (2,)), made.tensor("y", (2,), np.complex64), made.tensor("z", (2,))
@@ -579,7 +579,7 @@ def test_damaged_tflite_metadata_are_passed_over(
     load: Load, field: str, value: Any, kept: dict[str, str]
 ) -> None:
     needs("litert")
-    import tflite
+    from edgelab import tflite
 
     def damage(model: Any) -> None:
         setattr(model.metadata[0], field, value)
@@ -591,7 +591,7 @@ def test_damaged_tflite_metadata_are_passed_over(
 
 def test_quantized_tensors_pass_as_they_are(load: Load) -> None:
     needs("litert")
-    import tflite
+    from edgelab import tflite
 
     made, scale = tflite.Builder(), tflite.table("QuantizationParameters")
     scale.scale, scale.zeroPoint = [0.5], [10]
@@ -718,7 +718,7 @@ def pad(*sizes: int) -> bytes:
 
 
 def transpose_by_nothing() -> bytes:
-    import tflite
+    from edgelab import tflite
 
     made = tflite.Builder()
     x, y = made.tensor("x", (1, 4)), made.tensor("y", (4, 1))
@@ -727,7 +727,7 @@ def transpose_by_nothing() -> bytes:
 
 
 def convolution_without_bias() -> bytes:
-    import tflite
+    from edgelab import tflite
 
     made = tflite.Builder()
     x, y = made.tensor("x", (1, 4, 4, 1)), made.tensor("y", (1, 4, 4, 1))

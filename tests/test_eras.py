@@ -227,7 +227,7 @@ def in_ir() -> Model:
 
 def in_tflite() -> Model:
     """A sum instead, since nothing here turns convolutions into TFLite's."""
-    import tflite
+    from edgelab import tflite
 
     image = np.random.default_rng(1).random((2, 3), np.float32)
     data = tflite.double(np.float32, image.shape)

@@ -685,13 +685,17 @@ class _Watch:
             self._bell.acquire()
             while self._awake:
                 time.sleep(_WATCH_S)
-                now = time.monotonic()
-                with self._lock:  # so that what was stopped is still at work
-                    for context, deadline in self._running.items():
-                        if now >= deadline:
-                            context.stop()
-                    self._awake = self._fresh or bool(self._running)
-                    self._fresh = False
+                self._look()
+
+    def _look(self) -> None:
+        """Stop who is late. Not in the loop: there, its variables would keep the last model."""
+        now = time.monotonic()
+        with self._lock:  # so that what was stopped is still at work
+            for context, deadline in self._running.items():
+                if now >= deadline:
+                    context.stop()
+            self._awake = self._fresh or bool(self._running)
+            self._fresh = False
 
 
 _WATCH_S = 0.02

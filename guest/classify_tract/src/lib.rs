@@ -4,75 +4,45 @@
 #![cfg(target_arch = "wasm32")]
 
 use std::cell::RefCell;
-use std::sync::Arc;
 
 use classify::memory::Region;
 use classify::status;
+use engine::Model;
 use inference::{Error, Status};
-use tract_onnx::prelude::*;
-use tract_onnx::tract_core::internal::{DimLike, TractErrorContext, ensure};
-use tract_onnx::tract_hir::infer::Factoid;
-
-struct Loaded {
-    shape: Vec<usize>,
-    model: Arc<TypedRunnableModel>,
-}
 
 thread_local! {
     /// Slot number -> model.
-    static SLOTS: RefCell<Vec<Option<Loaded>>> = const { RefCell::new(Vec::new()) };
+    static SLOTS: RefCell<Vec<Option<Model>>> = const { RefCell::new(Vec::new()) };
 }
 
-fn loaded(slots: &[Option<Loaded>], slot: u32) -> Result<&Loaded, Error> {
+fn loaded(slots: &[Option<Model>], slot: u32) -> Result<&Model, Error> {
     slots.get(slot as usize).and_then(Option::as_ref).ok_or_else(|| {
         let message = format!("slot {slot} holds no model; tract_load gives a slot");
         Error::new(Status::NoModel, message)
     })
 }
 
-/// Parses an ONNX file and prepares it to run. Dimensions that it leaves open, such as the batch,
-/// become 1: shapes that are known let tract optimise more.
-fn load(bytes: &[u8]) -> TractResult<Loaded> {
-    // What the file says about later shapes may name the open dimensions, which are not open here.
-    let onnx = tract_onnx::onnx().with_ignore_output_shapes(true).with_ignore_value_info(true);
-    let mut model = onnx.model_for_read(&mut { bytes })?;
-    let inputs = model.input_outlets()?.len();
-    ensure!(inputs == 1, "the model has {inputs} inputs; needed 1");
-    let fact = model.input_fact(0)?;
-    if let Some(kind) = fact.datum_type.concretize() {
-        ensure!(kind == f32::datum_type(), "the input is {kind:?}; needed F32");
+/// Runs a model, and writes its first output; the result is the number of bytes.
+fn compute(model: &Model, dims: &[usize], input: &[f32], output: &mut [f32]) -> Result<i32, Error> {
+    if dims != model.shape || input.len() != dims.iter().product::<usize>() {
+        let message = format!(
+            "the input is {dims:?} with {} values; the model takes {:?}",
+            input.len(),
+            model.shape
+        );
+        return Err(Error::new(Status::InvalidArgument, message));
     }
-    let open = fact.shape.concretize().context("the input's number of dimensions is open")?;
-    let shape: Vec<usize> = open.iter().map(|size| size.to_usize().unwrap_or(1)).collect();
-    model.set_input_fact(0, f32::fact(&shape).into())?;
-    Ok(Loaded { shape, model: model.into_optimized()?.into_runnable()? })
+    let result = model.run(input).map_err(failed)?;
+    let output = output.get_mut(..result.len()).ok_or_else(|| {
+        let message = format!("the model gives {} values; more than output holds", result.len());
+        Error::new(Status::InvalidArgument, message)
+    })?;
+    output.copy_from_slice(&result);
+    Ok(size_of_val(output) as i32)
 }
 
-impl Loaded {
-    /// Runs the model, and writes its first output; the result is the number of bytes.
-    fn compute(&self, dims: &[usize], input: &[f32], output: &mut [f32]) -> Result<i32, Error> {
-        if dims != self.shape || input.len() != dims.iter().product::<usize>() {
-            let message = format!(
-                "the input is {dims:?} with {} values; the model takes {:?}",
-                input.len(),
-                self.shape
-            );
-            return Err(Error::new(Status::InvalidArgument, message));
-        }
-        let run = || -> TractResult<TValue> {
-            let input = Tensor::from_shape(dims, input)?;
-            Ok(self.model.run(tvec![input.into()])?.swap_remove(0))
-        };
-        let failed = |error| Error::new(Status::InvalidModel, format!("tract: {error:#}"));
-        let result = run().map_err(failed)?;
-        let view = result.to_plain_array_view::<f32>().map_err(failed)?;
-        let output = output.get_mut(..view.len()).ok_or_else(|| {
-            let message = format!("the model gives {} values; more than output holds", view.len());
-            Error::new(Status::InvalidArgument, message)
-        })?;
-        output.iter_mut().zip(view.iter()).for_each(|(to, from)| *to = *from);
-        Ok(size_of_val(output) as i32)
-    }
+fn failed(error: impl std::fmt::Display) -> Error {
+    Error::new(Status::InvalidModel, format!("tract: {error:#}"))
 }
 
 /// Loads an ONNX model with one f32 input; the result is its slot.
@@ -81,14 +51,13 @@ pub extern "C" fn tract_load(address: usize, len: usize) -> i32 {
     status(|| {
         let bytes = Region::<u8>::new("model", address, len)?;
         // SAFETY: tract copies what it needs; nothing else runs meanwhile.
-        let loaded = load(unsafe { bytes.as_slice() })
-            .map_err(|error| Error::new(Status::InvalidModel, format!("tract: {error:#}")))?;
+        let model = Model::from_bytes(unsafe { bytes.as_slice() }).map_err(failed)?;
         SLOTS.with_borrow_mut(|slots| {
             let slot = slots.iter().position(Option::is_none).unwrap_or(slots.len());
             if slot == slots.len() {
                 slots.push(None);
             }
-            slots[slot] = Some(loaded);
+            slots[slot] = Some(model);
             Ok(slot as i32)
         })
     })
@@ -115,7 +84,7 @@ pub extern "C" fn tract_compute(
         // SAFETY: the output is disjoint from the others, and this call frees no block.
         let (dims, input, output) =
             unsafe { (dims.as_slice(), input.as_slice(), output.as_mut_slice()) };
-        SLOTS.with_borrow(|slots| loaded(slots, slot)?.compute(dims, input, output))
+        SLOTS.with_borrow(|slots| compute(loaded(slots, slot)?, dims, input, output))
     })
 }
 

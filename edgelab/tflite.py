@@ -1,4 +1,7 @@
-"""TFLite models, made here: small ones op by op, and MobileNetV2 out of its ONNX form."""
+"""TFLite models, made here: small ones op by op, and MobileNetV2 out of its ONNX form.
+
+Needs ``edgelab[litert,quantize]``.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ import onnx
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+
+from edgelab.errors import ModelError, one_line
 
 TYPES = {
     np.dtype(np.float16): schema.TensorType.FLOAT16,
@@ -28,7 +33,8 @@ def table(kind: str, **fields: Any) -> Any:
     """Make a table of the schema's object API, with some fields set."""
     made = getattr(schema, f"{kind}T")()
     for name, value in fields.items():
-        assert hasattr(made, name), (kind, name)
+        if not hasattr(made, name):
+            raise AttributeError(f"{kind} has no field {name}")
         setattr(made, name, value)
     return made
 
@@ -140,8 +146,31 @@ def double(dtype: Any, shape: Sequence[int], metadata: Mapping[str, bytes] | Non
 
 
 def from_onnx(data: bytes) -> bytes:
-    """Translate a MobileNetV2: convolutions, clips, sums, a mean and a matrix; NCHW to NHWC."""
-    model = onnx.load_model_from_string(data)
+    """Translate a MobileNetV2: convolutions, clips, sums, a mean and a matrix; NCHW to NHWC.
+
+    The weights stay as they are, in float32. Compare the logits before you trust the result: a
+    model of another form may be refused, or not be understood.
+
+    Raises
+    ------
+    ModelError
+        If the model has anything else.
+    """
+    try:
+        return _from_onnx(onnx.load_model_from_string(data))
+    except Exception as error:  # whatever a file that is no MobileNetV2 leads to
+        raise ModelError(
+            "this model has no .tflite form here: only a plain MobileNetV2 in float32 does "
+            f"({type(error).__name__}: {one_line(error)})"
+        ) from error
+
+
+def _require(fits: bool, why: str) -> None:
+    if not fits:
+        raise ValueError(why)
+
+
+def _from_onnx(model: onnx.ModelProto) -> bytes:
     graph = model.graph
     weights = {value.name: numpy_helper.to_array(value) for value in graph.initializer}
     clips = {node.input[0]: node for node in graph.node if node.op_type == "Clip"}
@@ -161,20 +190,21 @@ def from_onnx(data: bytes) -> bytes:
         operands = [weights[name] for name in node.input[1:] if name in weights]
         if node.op_type == "Conv":
             clip = clips.get(y)
-            conv(made, add, numbers[x], shapes[x], clip.output[0] if clip else y, fields, operands,
+            _conv(made, add, numbers[x], shapes[x], clip.output[0] if clip else y, fields, operands,
                  clip is not None)  # fmt: skip
         elif node.op_type == "Clip":
-            assert y in numbers, "a clip is part of the convolution before it"
-            assert [float(limit) for limit in operands] == [0, 6]
+            _require(y in numbers, "a clip that follows no convolution")
+            limits = [float(limit) for limit in operands]
+            _require(limits == [0, 6], f"a clip to {limits}")
         elif node.op_type == "Add":
             made.operator("ADD", [numbers[name] for name in node.input], [add(y, *shapes[x])])
-        elif node.op_type == "ReduceMean":
+        elif node.op_type in ("ReduceMean", "GlobalAveragePool"):
             axes = made.constant(f"{y}/axes", np.array([1, 2], np.int32))
             made.operator("MEAN", [numbers[x], axes], [add(y, batch, shapes[x][-1])])
-        elif node.op_type == "Reshape":  # to what the mean has already
+        elif node.op_type in ("Flatten", "Reshape"):  # to what the mean has already
             numbers[y], shapes[y] = numbers[x], shapes[x]
         else:
-            assert (node.op_type, fields["transB"]) == ("Gemm", 1)
+            _require(node.op_type == "Gemm" and fields["transB"] == 1, f"operator {node.op_type}")
             matrix, bias = (made.constant(f"{y}/{k}", array) for k, array in enumerate(operands))
             out = add(y, batch, len(operands[1]))
             made.operator("FULLY_CONNECTED", [numbers[x], matrix, bias], [out])
@@ -184,7 +214,7 @@ def from_onnx(data: bytes) -> bytes:
     return made.model(inputs, outputs, metadata)
 
 
-def conv(
+def _conv(
     made: Builder,
     add: Any,
     x: int,
@@ -198,6 +228,8 @@ def conv(
     weight, bias = operands
     (step, _), pad, kernel = fields["strides"], fields["pads"][0], weight.shape[2]
     by_channel = fields["group"] > 1
+    plain = set(fields["pads"]) == {pad} and set(fields.get("dilations", [1])) == {1}
+    _require(plain and pad in (0, kernel // 2), f"{name}: padding or dilation")
     batch, *sides, channels = shape
     out_sides = [(side + 2 * pad - kernel) // step + 1 for side in sides]
     if pad and step > 1:  # TFLite's SAME would pad one side only

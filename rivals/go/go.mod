@@ -1,0 +1,5 @@
+module edgelab/rivals
+
+go 1.21
+
+require github.com/yalue/onnxruntime_go v1.21.0
