@@ -36,6 +36,7 @@ USER = 65532
 HTTP_PORT, GRPC_PORT = 8080, 8081
 PYTHON = "/opt/edgelab/bin/python"
 """Python in the image that ``Containerfile`` makes."""
+_MODELS = "/models"  # where a model image is mounted
 _MIB = 1 << 20
 _START_MARGIN = 10  # a slower node than this one, and a cold disk
 
@@ -407,9 +408,13 @@ def _arguments(model: str, workers: int) -> list[str]:
     return [model, "--workers", str(workers)]
 
 
-def _served(plan: Plan, folder: str) -> list[str]:
-    model = f"{plan.name}={folder}/{plan.name}.onnx" if plan.delivery == "image" else plan.name
+def _served(plan: Plan) -> list[str]:
+    model = f"{plan.name}={_MODELS}/{plan.name}.onnx" if plan.delivery == "image" else plan.name
     return _arguments(model, plan.footprint.workers)
+
+
+def _model_mount() -> Manifest:
+    return {"name": "model", "mountPath": _MODELS, "readOnly": True}
 
 
 def _labels(plan: Plan) -> dict[str, str]:
@@ -450,13 +455,13 @@ def _probes(footprint: Footprint) -> Manifest:
     }
 
 
-def _container(plan: Plan, folder: str) -> Manifest:
+def _container(plan: Plan) -> Manifest:
     cores = str(plan.footprint.workers)
     memory = plan.footprint
     return {
         "image": plan.image,
         "imagePullPolicy": "IfNotPresent",
-        "args": _served(plan, folder),  # the image's entry point is `edgelab serve`
+        "args": _served(plan),  # the image's entry point is `edgelab serve`
         "ports": [
             {"name": "http", "containerPort": HTTP_PORT},
             {"name": "grpc", "containerPort": GRPC_PORT},
@@ -504,7 +509,7 @@ def _pin_name(plan: Plan) -> str:
     return f"edgelab-{plan.name}-{plan.sha256[:12]}"
 
 
-def _pin(plan: Plan, folder: str) -> list[Manifest]:
+def _pin(plan: Plan) -> list[Manifest]:
     """The hash, for ``sha256sum --check``: this is what a ConfigMap has room for."""
     if plan.delivery != "image":
         return []
@@ -514,12 +519,12 @@ def _pin(plan: Plan, folder: str) -> list[Manifest]:
             "kind": "ConfigMap",
             "metadata": {"name": _pin_name(plan), "labels": _labels(plan)},
             "immutable": True,
-            "data": {"SHA256SUMS": f"{plan.sha256}  {folder}/{plan.name}.onnx\n"},
+            "data": {"SHA256SUMS": f"{plan.sha256}  {_MODELS}/{plan.name}.onnx\n"},
         }
     ]
 
 
-def _pod_parts(plan: Plan, folder: str = "/models") -> tuple[list[Manifest], list[Manifest]]:
+def _pod_parts(plan: Plan) -> tuple[list[Manifest], list[Manifest]]:
     """Init containers and volumes: where machine code goes, and how the model comes."""
     cache = {"name": "cache", "emptyDir": {"sizeLimit": "2Gi"}}
     cached = {"name": "cache", "mountPath": "/cache"}
@@ -530,7 +535,7 @@ def _pod_parts(plan: Plan, folder: str = "/models") -> tuple[list[Manifest], lis
         return [], [cache]
     check = ["sha256sum", "--check", "--strict", "/pins/SHA256SUMS"]
     mounts = [
-        {"name": "model", "mountPath": folder, "readOnly": True},
+        _model_mount(),
         {"name": "pins", "mountPath": "/pins", "readOnly": True},
     ]
     volumes = [
@@ -549,11 +554,11 @@ def kubernetes(plan: Plan) -> list[Manifest]:
     """
     labels = _labels(plan)
     helpers, volumes = _pod_parts(plan)
-    container = {"name": "edgelab", **_container(plan, "/models"), **_probes(plan.footprint)}
+    container = {"name": "edgelab", **_container(plan), **_probes(plan.footprint)}
     # Time for the other parts of the cluster to stop sending; then it ends what was begun.
     container["lifecycle"] = {"preStop": {"sleep": {"seconds": 5}}}
     if plan.delivery == "image":
-        container["volumeMounts"] += [{"name": "model", "mountPath": "/models", "readOnly": True}]
+        container["volumeMounts"].append(_model_mount())
     pod: Manifest = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -607,7 +612,7 @@ def kubernetes(plan: Plan) -> list[Manifest]:
         "metadata": _metadata(plan),
         "spec": {"maxUnavailable": 1, "selector": {"matchLabels": labels}},
     }
-    return [*_pin(plan, "/models"), deployment, service, budget, _network_policy(plan)]
+    return [*_pin(plan), deployment, service, budget, _network_policy(plan)]
 
 
 def _network_policy(plan: Plan) -> Manifest:
@@ -633,11 +638,9 @@ def _network_policy(plan: Plan) -> Manifest:
 def kserve(plan: Plan) -> list[Manifest]:
     """Return a ServingRuntime and an InferenceService, for a cluster that has KServe.
 
-    KServe brings a model image by itself (``oci://``, which its administrator must have switched
-    on); what checks it is again an init container. It adds Service and routing.
+    The model comes as in `kubernetes`, and not by KServe's ``storageUri``: that checks no hash.
     """
-    folder = "/mnt/models"
-    runtime_container = {"name": "kserve-container", **_container(plan, folder)}
+    runtime_container = {"name": "kserve-container", **_container(plan)}
     arguments = runtime_container.pop("args")
     runtime = {
         "apiVersion": "serving.kserve.io/v1alpha1",
@@ -669,10 +672,9 @@ def kserve(plan: Plan) -> list[Manifest]:
         "securityContext": _pod_security(),
         "model": model,
     }
-    helpers, volumes = _pod_parts(plan, folder)
+    helpers, volumes = _pod_parts(plan)
     if plan.delivery == "image":
-        # The check reads an image volume; KServe mounts the same digest beside the server.
-        model["storageUri"] = f"oci://{plan.model_image}"
+        model["volumeMounts"] = [_model_mount()]
         predictor["volumes"] = [volume for volume in volumes if volume["name"] != "cache"]
     if helpers:
         predictor["initContainers"] = helpers
@@ -688,7 +690,7 @@ def kserve(plan: Plan) -> list[Manifest]:
         },
         "spec": {"predictor": predictor},
     }
-    return [*_pin(plan, folder), runtime, service]
+    return [*_pin(plan), runtime, service]
 
 
 def wasm(image: str) -> list[Manifest]:

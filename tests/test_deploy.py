@@ -122,9 +122,13 @@ def test_kserve_and_kubernetes_run_the_same_server() -> None:
     assert [*runtime.get("args", ()), *model["args"]] == plain["args"]  # KServe appends the second
     for key in ("image", "resources", "securityContext", "readinessProbe", "livenessProbe"):
         assert runtime[key] == plain[key]
-    assert deploy.kserve(PLANS["image"])[-1]["spec"]["predictor"]["model"]["storageUri"] == (
-        f"oci://{DIGEST}"
+    served = one("InferenceService", deploy.kserve(PLANS["image"]))["spec"]["predictor"]
+    pod = one("Deployment", deploy.kubernetes(PLANS["image"]))["spec"]["template"]["spec"]
+    assert served["initContainers"] == pod["initContainers"]
+    assert {"name": "model", "mountPath": "/models", "readOnly": True} in (
+        served["model"]["volumeMounts"]
     )
+    assert [each for each in pod["volumes"] if each["name"] != "cache"] == served["volumes"]
 
 
 def test_the_network_is_closed_but_for_a_download() -> None:
