@@ -3,6 +3,7 @@
 The names below are loaded on first use, so that ``import edgelab`` stays cheap.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from edgelab.wasinn import WasiNN as WasiNN
 
 __version__ = "0.1.0"
+
+# ONNX Runtime 1.32 reports what it runs to its maker, unless told not to before it is imported.
+# Whoever wants that sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOME = {
     "Classifier": "edgelab.classify",

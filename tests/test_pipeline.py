@@ -5,6 +5,8 @@ import doctest
 import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from edgelab import models
 from edgelab.datasets import SIGNS, Signs
 from edgelab.errors import GuestError, ImageError, ModelError
 from edgelab.models import Model, Spec
+from edgelab.paths import source_root
 from edgelab.pipeline import STAGES, Pipeline
 from edgelab.preprocess import preprocess, softmax
 from edgelab.runtime import Limits
@@ -270,3 +273,14 @@ def test_a_photo_in_any_format_gets_the_same_label(colours: Pipeline) -> None:
         file = io.BytesIO()
         Image.fromarray(plain((20, 30, 220))).save(file, kind)
         assert colours.classify(file.getvalue()).label == "blue"
+
+
+def test_nothing_is_written_to_the_home_but_our_own_cache(tmp_path: Path) -> None:
+    """ONNX Runtime's telemetry would keep the number of this device there."""
+    code = "from edgelab import Pipeline; Pipeline('signs').classify('models/signs/example.jpg')"
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}
+    cache = {"EDGELAB_CACHE": str(tmp_path / "edgelab")}
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=source_root(), env={**environment, **home, **cache}, check=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["edgelab"]
