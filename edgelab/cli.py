@@ -32,6 +32,8 @@ examples:
   python -m edgelab rivals                       the same model in C++, Go, Rust, Node, WasmEdge
   python -m edgelab doctor                       what is wrong here, and the cure
   cargo build 2>&1 | python -m edgelab doctor -  what such a message means
+  python -m edgelab serve signs                  a service; with a page for browsers
+  python -m edgelab load --compare               what it stands, beside another server
   python -m edgelab inspect guest.wasm           what a module is, and whether it runs here
 
 environment:
@@ -707,10 +709,8 @@ def _models_info(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    import asyncio
-
     try:
-        from edgelab.serve import Server, Settings
+        from edgelab.serve import Server, Settings, run
     except ModuleNotFoundError as error:
         raise EdgelabError(f"serving needs {error.name}: pip install 'edgelab[serve]'") from None
     from edgelab.repository import Repository
@@ -734,7 +734,7 @@ def _serve(options: argparse.Namespace) -> int:
     repository = Repository(sources, max_bytes=options.memory, threads=1)
     for name in repository:
         repository[name]  # a model that does not load is found now, not on its first request
-    asyncio.run(Server(repository, settings).serve(_tell_where))
+    run(Server(repository, settings).serve(_tell_where))
     return 0
 
 

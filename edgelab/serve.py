@@ -36,6 +36,11 @@ from edgelab.repository import Repository
 from edgelab.runtime import Limits
 from edgelab.wasinn.backends import Graph
 
+if sys.platform == "win32":  # uvloop, which is faster, is not made for it
+    from asyncio import run as run
+else:
+    from uvloop import run as run
+
 with contextlib.ExitStack() as _stack:
     # kserve parses the command line when it is imported, as if every program were its server.
     _stack.callback(setattr, sys, "argv", sys.argv)
