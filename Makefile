@@ -15,7 +15,7 @@ lab: .venv/lab.stamp ## open the lessons in JupyterLab
 
 test: .venv/test.stamp ## everything: style, types, guests, package, lessons
 	@$(PY) tests/chromium.py
-	$(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 bench: .venv/base.stamp ## paired timings: tables, JSON and a plot in bench/, compared with the last ones
 	$(PY) -m edgelab bench --json bench/latest.json --keep --plot bench/latest.png

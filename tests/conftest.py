@@ -17,14 +17,8 @@ LONG = ("test_tract.py", "test_lessons.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each worker whole files, since their tests share what they start; lessons share nothing.
-
-    The longest come first, so that no worker waits for another at the end.
-    """
+    """Begin with the longest files: a worker takes a whole one, and none should wait at the end."""
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
-    for item in items:
-        if item.path.name != "test_lessons.py":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(scope="session")
