@@ -6,19 +6,24 @@ done, so that a run that was stopped goes on where it was, and nothing is lost o
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 import importlib
 import json
 import os
+import platform
+import signal
 import socket
+import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edgelab.aot import available_cores
 from edgelab.datasets import ImageFolder, class_names
@@ -111,8 +116,13 @@ class Batch:
         return "\n".join(lines)
 
 
-Chunk = tuple[int, tuple[tuple[str, int], ...]]
-"""Number, and files (relative to the folder) with their class index or -1."""
+Files = tuple[tuple[str, int], ...]
+"""Relative to the folder, with their class index or -1."""
+Chunk = tuple[int, Files]
+Lines = tuple[list[dict[str, Any]], float]
+"""What came of a chunk, and how many seconds that took."""
+Done = tuple[int, list[dict[str, Any]], float]
+T = TypeVar("T")
 
 
 def classify_folder(
@@ -196,7 +206,7 @@ def classify_folder(
             for number, lines, seconds in _bar(cluster.run(rest), rest, progress):
                 store.put(number, lines)
                 busy += seconds
-            available = cluster.workers
+            workers_left = cluster.workers  # Ray's can't be asked when it is closed
         finally:
             cluster.close()
         failed, right = store.finish(len(chunks))
@@ -205,7 +215,7 @@ def classify_folder(
         pictures=len(files),
         failed=failed,
         right=right if truth else None,
-        workers=available,
+        workers=workers_left,
         resumed=resumed,
         start_seconds=ready - begin,
         seconds=time.perf_counter() - ready,
@@ -224,9 +234,14 @@ def _job(root: Path, files: Sequence[tuple[str, int]], model: Model, chunk: int)
         "pictures": len(files),
         "pictures_sha256": digest.hexdigest(),
         "model_sha256": model.sha256,
-        "spec": hashlib.sha256(repr(model.spec).encode()).hexdigest(),
+        "spec": _spec_sha256(model),
         "chunk": chunk,
     }
+
+
+def _spec_sha256(model: Model) -> str:
+    """How the model is fed and what its classes are called: the file alone does not say it."""
+    return hashlib.sha256(repr(model.spec).encode()).hexdigest()
 
 
 def _bar(done: Iterable[Any], rest: Sequence[Chunk], progress: bool) -> Iterator[Any]:
@@ -305,13 +320,28 @@ class _Store:
         return failed, right
 
 
-def _classify(
-    pipeline: Pipeline, root: Path, files: Sequence[tuple[str, int]]
-) -> tuple[list[dict[str, Any]], float]:
+def _in_flight(
+    chunks: Sequence[Chunk],
+    submit: Callable[[Files], T],
+    some: Callable[[Iterable[T]], Iterable[tuple[T, Lines]]],
+    room: Callable[[], int],
+) -> Iterator[Done]:
+    """Keep as many chunks with the workers as there is room for; yield each when it is done."""
+    waiting = deque(chunks)
+    running: dict[T, int] = {}
+    while waiting or running:
+        while waiting and len(running) < room():
+            number, files = waiting.popleft()
+            running[submit(files)] = number
+        for call, (lines, seconds) in some(running):
+            yield running.pop(call), lines, seconds
+
+
+def _classify(pipeline: Pipeline, root: Path, files: Files) -> Lines:
     """Classify a chunk; return its lines, and how long it took in seconds."""
     begin = time.perf_counter()
     if not root.is_dir():
-        raise BatchError(f"{os.uname().nodename} has no folder {root}: every node must see it")
+        raise BatchError(f"{platform.node()} has no folder {root}: every node must see it")
     lines = []
     for name, truth in files:
         line: dict[str, Any] = {"file": name}
@@ -336,17 +366,16 @@ class _Threads:
         self._pool = Workers(available_cores() if workers is None else workers, queue=0)
         self.workers = self._pool.workers
 
-    def run(self, chunks: Sequence[Chunk]) -> Iterator[tuple[int, list[dict[str, Any]], float]]:
-        waiting = deque(chunks)
-        running: dict[Future[tuple[list[dict[str, Any]], float]], int] = {}
-        while waiting or running:
-            while waiting and len(running) < self.workers:
-                number, files = waiting.popleft()
-                work = partial(_classify, root=self._root, files=files)
-                future = self._pool.submit(self._pipeline, work, wait_s=None)
-                running[future] = number
+    def run(self, chunks: Sequence[Chunk]) -> Iterator[Done]:
+        def submit(files: Files) -> Future[Lines]:
+            work = partial(_classify, root=self._root, files=files)
+            return self._pool.submit(self._pipeline, work, wait_s=None)
+
+        def some(running: Iterable[Future[Lines]]) -> Iterator[tuple[Future[Lines], Lines]]:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield (running.pop(future), *future.result())
+                yield future, future.result()
+
+        return _in_flight(chunks, submit, some, lambda: self.workers)
 
     def close(self) -> None:
         self._pool.close()
@@ -355,15 +384,13 @@ class _Threads:
 _PIPELINES: dict[str, Pipeline] = {}
 
 
-def _task(model: Sequence[Any], sha256: str, root: str, files: Sequence[tuple[str, int]]) -> Any:
+def _task(model: Sequence[Any], key: str, root: str, files: Files) -> Lines:
     """What runs in a Ray worker. It fetches the model once, and keeps the pipeline."""
     ray: Any = importlib.import_module("ray")
-    if sha256 not in _PIPELINES:
+    if key not in _PIPELINES:
         _PIPELINES.clear()
-        _PIPELINES[sha256] = Pipeline(ray.get(model[0]), threads=1)
-    if _PIPELINES[sha256].stopped:
-        _PIPELINES[sha256] = _PIPELINES[sha256].replica()
-    return _classify(_PIPELINES[sha256], Path(root), files)
+        _PIPELINES[key] = Pipeline(ray.get(model[0]), threads=1)
+    return _classify(_PIPELINES[key], Path(root), files)
 
 
 def _require_answer(address: str) -> None:
@@ -371,6 +398,30 @@ def _require_answer(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and host and port.isdecimal() and int(port) < 65536:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+
+
+@contextlib.contextmanager
+def fatal_signal_handlers_kept() -> Iterator[None]:
+    """Put the handlers of SIGILL, SIGSEGV and the like back that were there before.
+
+    wasmtime turns these signals into errors when a guest traps. `ray.init` puts handlers of its
+    own in their place, and `ray.shutdown` none; both end the process at the next trap.
+    """
+    names = ("SIGILL", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGTRAP")
+    numbers = [int(getattr(signal, name)) for name in names if hasattr(signal, name)]
+    if sys.platform == "win32":  # wasmtime does without signals there
+        yield
+        return
+    sigaction = ctypes.CDLL(None, use_errno=True).sigaction
+    # What is in a struct sigaction is the C library's affair; none has more than 256 bytes.
+    before = {number: ctypes.create_string_buffer(256) for number in numbers}
+    for number, action in before.items():
+        sigaction(number, None, action)
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            sigaction(number, action, None)
 
 
 class _Cluster:
@@ -381,7 +432,8 @@ class _Cluster:
             ray: Any = importlib.import_module("ray")  # its types fit no caller
         except ImportError:
             raise BatchError("this needs Ray: pip install 'edgelab[ray]'") from None
-        self._ray, self._root, self._sha256 = ray, str(root), model.sha256
+        self._ray, self._root = ray, str(root)
+        self._key = f"{model.sha256} {_spec_sha256(model)}"
         self._owned = not ray.is_initialized()
         if self._owned:
             # A node waits 30 s for its helper processes, which a busy machine may need.
@@ -392,7 +444,8 @@ class _Cluster:
             }
             try:
                 _require_answer(address)
-                ray.init(address, log_to_driver=False, **(mine if address == "local" else {}))
+                with fatal_signal_handlers_kept():
+                    ray.init(address, log_to_driver=False, **(mine if address == "local" else {}))
             except Exception as error:  # Ray raises bare ones too
                 raise BatchError(
                     f"can't reach a Ray cluster at {address!r:.100}: {one_line(error)}. "
@@ -407,24 +460,23 @@ class _Cluster:
         """CPUs of the nodes that are alive now."""
         return max(1, int(self._ray.cluster_resources().get("CPU", 1)))
 
-    def run(self, chunks: Sequence[Chunk]) -> Iterator[tuple[int, list[dict[str, Any]], float]]:
-        waiting = deque(chunks)
-        running: dict[Any, int] = {}
-        while waiting or running:
-            # Two for each CPU: the next one is there when one is done. Nodes may come and go.
-            while waiting and len(running) < 2 * self.workers:
-                number, files = waiting.popleft()
-                call = self._task.remote([self._model], self._sha256, self._root, files)
-                running[call] = number
+    def run(self, chunks: Sequence[Chunk]) -> Iterator[Done]:
+        def submit(files: Files) -> Any:
+            return self._task.remote([self._model], self._key, self._root, files)
+
+        def some(running: Iterable[Any]) -> Iterator[tuple[Any, Lines]]:
             done, _ = self._ray.wait(list(running))
-            for call in done:
-                try:
-                    lines, seconds = self._ray.get(call)
-                except self._ray.exceptions.RayTaskError as error:
-                    cause = error.cause if isinstance(error.cause, EdgelabError) else error
-                    raise BatchError(f"a node failed: {one_line(cause)}") from None
-                yield running.pop(call), lines, seconds
+            try:
+                for call in done:
+                    yield call, self._ray.get(call)
+            except self._ray.exceptions.RayTaskError as error:
+                cause = error.cause if isinstance(error.cause, EdgelabError) else error
+                raise BatchError(f"a node failed: {one_line(cause)}") from None
+
+        # Two for each CPU: the next one is there when one is done. Nodes may come and go.
+        return _in_flight(chunks, submit, some, lambda: 2 * self.workers)
 
     def close(self) -> None:
         if self._owned:
-            self._ray.shutdown()
+            with fatal_signal_handlers_kept():
+                self._ray.shutdown()

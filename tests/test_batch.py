@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import onnxruntime
 import pytest
 
 from edgelab import models
-from edgelab.batch import Batch, classify_folder
+from edgelab.batch import Batch, classify_folder, fatal_signal_handlers_kept
 from edgelab.cli import main
 from edgelab.datasets import SIGNS, Signs
 from edgelab.errors import BatchError, EdgelabError
@@ -184,7 +185,8 @@ def start(utils: Any) -> Any:
             made.add_node(num_cpus=1, include_dashboard=False)
             made.add_node(num_cpus=1)
             made.wait_for_nodes(120)
-            made.connect()
+            with fatal_signal_handlers_kept():
+                made.connect()
             return made
         except Exception as error:  # Ray raises a bare one
             made.shutdown()
@@ -207,7 +209,8 @@ def cluster() -> Iterator[Any]:
         patch.setenv("RAY_agent_register_timeout_ms", "120000")
         made = start(utils)
         yield made
-        importlib.import_module("ray").shutdown()
+        with fatal_signal_handlers_kept():
+            importlib.import_module("ray").shutdown()
         made.shutdown()
 
 
@@ -231,6 +234,36 @@ def test_two_nodes_give_the_same_bytes(
     assert seen.path.read_bytes() == local.path.read_bytes()
     assert seen.workers == 2
     assert seen.busy_seconds > seen.driver_seconds > 0
+
+
+def test_a_guest_that_traps_is_still_an_error_when_ray_is_there(
+    cluster: Any, pictures: Path, tmp_path: Path
+) -> None:
+    """In a process of its own: without care, the trap is its end."""
+    code = (
+        "import sys\nfrom edgelab import Guest\nfrom edgelab.batch import classify_folder\n"
+        "guest = Guest(b'(module (func (export \"f\") unreachable))', cache=False)\n"
+        "for ray in (None, sys.argv[3]):\n"
+        "    classify_folder(*sys.argv[1:3], ray=ray)\n"
+        "    try: guest.instantiate().call('f')\n"
+        "    except Exception as error: print(type(error).__name__)"
+    )
+    command = [sys.executable, "-c", code, str(pictures), str(tmp_path / "out"), cluster.address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.stdout.split() == ["GuestError", "GuestError"], done.stderr
+
+
+def test_workers_do_not_mix_up_models_that_differ_in_their_spec_only(
+    cluster: Any, pictures: Path, tmp_path: Path
+) -> None:
+    """Workers live from job to job, and keep a pipeline."""
+    model = models.load("signs")
+    renamed = replace(model.spec, labels=tuple(label.upper() for label in model.spec.labels))
+    other = replace(model, spec=renamed)
+    for name, each in (("first", model), ("second", other)):
+        seen = classify_folder(pictures, tmp_path / name, each, ray="auto", chunk=4)
+        alone = classify_folder(pictures, tmp_path / f"{name} alone", each, chunk=4)
+        assert seen.path.read_bytes() == alone.path.read_bytes()
 
 
 @pytest.mark.timeout(300)
