@@ -38,6 +38,7 @@ from edgelab.measure import (
     interleaved,
     plain_text,
     ratio,
+    row_named,
     text_table,
 )
 from edgelab.models import Model, example_image
@@ -295,7 +296,7 @@ class HostTable:
 
     def row(self, name: str) -> Row:
         """Return a row by its name."""
-        return next(row for row in self.section.rows if row.name == name)
+        return row_named(self.section.rows, name)
 
     @property
     def round_trip_ratio(self) -> Ratio:

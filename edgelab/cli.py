@@ -582,13 +582,11 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _batch(options: argparse.Namespace) -> int:
     from edgelab.batch import classify_folder
-    from edgelab.models import imagenet_spec, load
 
-    spec = imagenet_spec(Path(options.model).stem, options.labels) if options.labels else None
     done = classify_folder(
         options.folder,
         options.output,
-        load(options.model, spec=spec) if spec else options.model,
+        _labelled(options.model, options.labels),
         truth=options.truth,
         synsets=options.labels,
         workers=options.workers,

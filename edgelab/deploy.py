@@ -467,7 +467,6 @@ def _container(plan: Plan) -> Manifest:
             {"name": "grpc", "containerPort": GRPC_PORT},
         ],
         "env": [
-            *_quiet(),
             {
                 "name": "EDGELAB_TOKEN",
                 "valueFrom": {
@@ -486,18 +485,12 @@ def _container(plan: Plan) -> Manifest:
     }  # fmt: skip
 
 
-def _quiet() -> list[Manifest]:
-    # onnxruntime's wheels report what they do to their maker, unless this is set.
-    return [{"name": "ORT_DISABLE_TELEMETRY", "value": "1"}]
-
-
 def _helper(plan: Plan, name: str, command: list[str], mounts: list[Manifest]) -> Manifest:
     small = {"cpu": "100m", "memory": f"{plan.footprint.request_bytes // _MIB}Mi"}
     return {
         "name": name,
         "image": plan.image,
         "command": command,
-        "env": _quiet(),
         "resources": {"requests": small, "limits": small},
         "securityContext": _locked_down(),
         "volumeMounts": mounts,

@@ -44,6 +44,7 @@ from edgelab.measure import (
     duration,
     html_table,
     ratio,
+    row_named,
     text_table,
 )
 from edgelab.models import Spec, example_image
@@ -161,10 +162,7 @@ class KernelTable:
     comparison: Comparison
 
     def __getitem__(self, name: str) -> KernelRow:
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise KeyError(f"no row {name!r}; there are {', '.join(row.name for row in self.rows)}")
+        return row_named(self.rows, name)
 
     def __contains__(self, name: str) -> bool:
         return any(row.name == name for row in self.rows)

@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -390,6 +390,24 @@ def text_table(
         for line in (columns, *rows)
     ]
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+class Named(Protocol):
+    """A row of a table."""
+
+    @property
+    def name(self) -> str: ...
+
+
+NamedT = TypeVar("NamedT", bound=Named)
+
+
+def row_named(rows: Iterable[NamedT], name: str) -> NamedT:
+    """Return the row of that name, or raise KeyError, which says what names there are."""
+    known = {row.name: row for row in rows}
+    if name not in known:
+        raise KeyError(f"no row {name!r}; there are {', '.join(known)}")
+    return known[name]
 
 
 def html_table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

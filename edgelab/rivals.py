@@ -44,6 +44,7 @@ from edgelab.measure import (
     html_table,
     plain_text,
     ratio,
+    row_named,
     text_table,
 )
 from edgelab.models import Model, example_image, load
@@ -349,7 +350,8 @@ def _hosted(
     ships: Mapping[str, Sequence[Path]],
 ) -> _Program:
     command = runtime.command_line(module, arguments, dirs={"/data": case.folder})
-    return _Program(command, {"runtime": _with_libraries(runtime.command), **ships})
+    files = [file for file in runtime.files() if not _BASE.match(file.name)]
+    return _Program(command, {"runtime": files, **ships})
 
 
 def _cli_native(case: _Case) -> _Program:
@@ -361,21 +363,6 @@ def _cli_native(case: _Case) -> _Program:
 
 # Of every Linux, or of the smallest image that runs C and C++ programs.
 _BASE = re.compile(r"(ld-linux.*|lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+|atomic))\.so")
-
-
-def _with_libraries(command: Sequence[str]) -> list[Path]:
-    """A program with the libraries that it needs, but those of every system."""
-    words = [word for word in command if not word.startswith("-")]
-    if len(words) > 1:  # a loader, a folder of libraries, the program
-        lister = [words[0], "--list", "--library-path", words[1], words[2]]
-    else:
-        lister = [shutil.which("ldd") or "true", words[0]]  # it fails for a static program
-    listed = subprocess.run(lister, capture_output=True, text=True, timeout=60, check=False)
-    libraries = [Path(path) for path in re.findall(r"=> (/\S+)", listed.stdout)]
-    return [
-        Path(words[-1]).resolve(),
-        *(path.resolve() for path in libraries if not _BASE.match(path.name)),
-    ]
 
 
 ORT, TRACT, ARTICLE = "ONNX Runtime", "tract", "article's program"
@@ -563,10 +550,7 @@ class RivalTable:
     environment: Fingerprint
 
     def __getitem__(self, name: str) -> RivalRow:
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise KeyError(f"no row {name!r}; there are {', '.join(row.name for row in self.rows)}")
+        return row_named(self.rows, name)
 
     def __contains__(self, name: str) -> bool:
         return any(row.name == name for row in self.rows)

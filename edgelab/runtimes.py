@@ -151,6 +151,17 @@ class Runtime:
             said = re.findall(r"\[error\] +(.+)", done.stdout + done.stderr)
             raise GuestError(f"E6: WasmEdge can't compile {wasm}: {' … '.join(said[:2])}")
 
+    def files(self) -> list[Path]:
+        """Return its program and the shared libraries that this loads; links are not resolved."""
+        words = [word for word in self.command if word != "--no-warnings"]
+        # A loader of its own, or the system's.
+        lister = [*words[:-1], "--list"] if len(words) > 1 else [shutil.which("ldd") or "true"]
+        listed = subprocess.run(
+            [*lister, words[-1]], capture_output=True, text=True, check=False, timeout=60
+        )  # it fails for a static program, which loads none
+        libraries = re.findall(r"(?:=>|^)\s*(/\S+) \(0x", listed.stdout, re.M)
+        return [Path(path) for path in (words[-1], *libraries)]
+
     def _number(self) -> tuple[int, ...]:
         found = re.search(r"version (\d+)\.(\d+)", self.version)
         return tuple(map(int, found.groups())) if found else ()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import io
 import json
 import os
 import random
@@ -28,7 +27,16 @@ from numpy.typing import NDArray
 from edgelab import models, preprocess
 from edgelab.errors import EdgelabError, one_line
 from edgelab.load import QUANTILES, Load, binary_request, load, quantiles
-from edgelab.measure import Fingerprint, Ratio, Watch, duration, html_table, ratio, text_table
+from edgelab.measure import (
+    Fingerprint,
+    Ratio,
+    Watch,
+    duration,
+    html_table,
+    ratio,
+    row_named,
+    text_table,
+)
 
 SHARE = 0.7
 """Of a server's own throughput: how much load it gets when its latency is measured."""
@@ -108,7 +116,7 @@ class SideBySide:
 
     def __getitem__(self, name: str) -> Side:
         """Return a side by its name."""
-        return {side.name: side for side in self.sides}[name]
+        return row_named(self.sides, name)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
@@ -185,7 +193,7 @@ def side_by_side(
             process.wait()
             cores.give(process)
         cores.keep()
-        tensor = preprocess.preprocess(_decode(encoded), known.spec)
+        tensor = preprocess.preprocess(preprocess.bare_decode(encoded), known.spec)
         bare.write({"tensor": tensor.tolist(), "photo": base64.b64encode(encoded).decode()})
         own = Path(model).stem if Path(model).suffix else model
         jobs: dict[str, _Loop | _Server] = {
@@ -474,16 +482,10 @@ class _Bare:
         return logits
 
     def classify(self, encoded: bytes, top: int = 3) -> list[tuple[str, float]]:
-        logits = self.infer(preprocess.preprocess(_decode(encoded), self.spec))[0]
+        logits = self.infer(preprocess.preprocess(preprocess.bare_decode(encoded), self.spec))[0]
         probabilities = preprocess.softmax(logits)
         best = np.argsort(-probabilities, kind="stable")[:top]
         return [(self.spec.labels[i], float(probabilities[i])) for i in best]
-
-
-def _decode(encoded: bytes) -> NDArray[np.uint8]:
-    from PIL import Image
-
-    return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
 
 
 def _bare_loop(model: str) -> None:

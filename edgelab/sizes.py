@@ -11,7 +11,6 @@ import importlib.metadata
 import io
 import os
 import re
-import subprocess
 import sys
 import sysconfig
 import tarfile
@@ -24,10 +23,10 @@ from typing import Any
 from edgelab.aot import compile_module
 from edgelab.build import guest_path, ready_guest
 from edgelab.errors import EdgelabError, GuestError, ToolchainError
-from edgelab.measure import Fingerprint, fingerprint, html_table, text_table
+from edgelab.measure import Fingerprint, fingerprint, html_table, row_named, text_table
 from edgelab.models import models_dir
 from edgelab.paths import PACKAGE
-from edgelab.runtimes import Runtime, node, wasmedge
+from edgelab.runtimes import node, wasmedge
 
 _MEGABYTE = 1e6  # the article's unit
 
@@ -202,17 +201,6 @@ def python_files() -> list[Path]:
     return sorted(found)
 
 
-def _program_files(runtime: Runtime) -> list[Path]:
-    """The program of another runtime, and the shared libraries that it loads."""
-    program = Path(runtime.command[-1] if runtime.name == "wasmedge" else runtime.command[0])
-    listing = [*runtime.command[:-1], "--list"] if len(runtime.command) > 2 else ["ldd"]
-    listed = subprocess.run(
-        [*listing, str(program)], capture_output=True, text=True, check=False, timeout=60
-    )
-    libraries = re.findall(r"(?:=>|^)\s*(/\S+) \(0x", listed.stdout, re.M)
-    return [program.resolve(), *(Path(library).resolve() for library in libraries)]
-
-
 # --- C8 -------------------------------------------------------------------------------------------
 
 
@@ -255,10 +243,7 @@ class Sizes:
     environment: Fingerprint
 
     def __getitem__(self, name: str) -> SizeRow:
-        for row in (*self.parts, *self.deployments):
-            if row.name == name:
-                return row
-        raise KeyError(name)
+        return row_named((*self.parts, *self.deployments), name)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
@@ -335,13 +320,13 @@ def _parts(work: Path) -> Iterator[tuple[str, str, Callable[[], list[Path]]]]:
     yield "service", "what edgelab[serve] needs beside the five above", _rest_of_the_service
     yield "cli", "cli.wasm: the article's program", lambda: [guest_path("cli").path]
     yield "cli, WasmEdge AOT", "its machine code", edge_code
-    yield "wasmedge", "program and the libraries that it loads", lambda: _program_files(wasmedge())
+    yield "wasmedge", "program and the libraries that it loads", lambda: wasmedge().files()
     yield (
         "wasmedge, own files",
         "the same without LLVM and all other libraries",
-        lambda: [file for file in _program_files(wasmedge()) if "wasmedge" in file.name],
+        lambda: [file for file in wasmedge().files() if "wasmedge" in file.name],
     )
-    yield "node", "program and the libraries that it loads", lambda: _program_files(node())
+    yield "node", "program and the libraries that it loads", lambda: node().files()
 
 
 def _only(name: str) -> Callable[[], list[Path]]:

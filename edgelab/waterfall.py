@@ -9,7 +9,6 @@ code, run the model behind a host that copies, and answer in JSON. With all of t
 
 from __future__ import annotations
 
-import io
 import json
 import tempfile
 import time
@@ -22,7 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from PIL import Image
 
 from edgelab import images, preprocess
 from edgelab.build import guest_path
@@ -39,6 +37,7 @@ from edgelab.measure import (
     html_table,
     interleaved,
     ratio,
+    row_named,
     text_table,
 )
 from edgelab.models import Model, example_image, load
@@ -465,7 +464,7 @@ class Walk:
 
     def __getitem__(self, name: str) -> Step:
         """Return a step by its name."""
-        return next(step for step in self.steps if step.name == name)
+        return row_named(self.steps, name)
 
     @property
     def total(self) -> Ratio:
@@ -631,8 +630,10 @@ def walk(
     ways = {NAIVE: Way(model, threads=threads)}
     for count, name in enumerate(names, start=1):
         ways[name] = Way(model, names[:count], small=small, threads=threads)
+    bare = {used.sha256: _bare_logits(used, encoded) for used in (model, small) if used}
     off_by = {
-        name: _off_by(name, way, way.classify(encoded), encoded) for name, way in ways.items()
+        name: _off_by(name, way, way.classify(encoded), bare[way.model.sha256])
+        for name, way in ways.items()
     }
     runs: dict[str, list[Answer]] = {name: [] for name in ways}
 
@@ -711,13 +712,18 @@ def in_int8(model: Model, pictures: Path | None = None, *, count: int = 64) -> M
         return load(made.path)
 
 
-def _off_by(name: str, way: Way, answer: Answer, encoded: bytes) -> float:
-    """How far an answer is from that of Pillow, NumPy and bare ONNX Runtime; raise if too far."""
+def _bare_logits(model: Model, encoded: bytes) -> NDArray[np.float32]:
+    """What Pillow, NumPy and bare ONNX Runtime answer."""
     session = onnxruntime.InferenceSession(
-        way.model.data, session_options(), providers=["CPUExecutionProvider"]
+        model.data, session_options(), providers=["CPUExecutionProvider"]
     )
-    tensor = preprocess.preprocess(images.decode(encoded), way.model.spec)
-    expected = session.run(None, {session.get_inputs()[0].name: tensor})[0][0]
+    tensor = preprocess.preprocess(images.decode(encoded), model.spec)
+    logits: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: tensor})[0][0]
+    return logits
+
+
+def _off_by(name: str, way: Way, answer: Answer, expected: NDArray[np.float32]) -> float:
+    """How far an answer is from that of bare ONNX Runtime; raise if too far."""
     off = float(np.abs(answer.logits - expected).max())
     if answer.index != expected.argmax() or off > (INT8_BOUND if "int8" in way.on else FP32_BOUND):
         raise EdgelabError(
@@ -913,7 +919,7 @@ class _Parts:
         classifier = Classifier(pipeline.guest.instantiate())
         self._preprocess = classifier.instance.function("preprocess")
         self._top_k = classifier.instance.function("top_k")
-        pixels = _decode(encoded)
+        pixels = preprocess.bare_decode(encoded)
         classes, (height, width) = len(spec.labels), pixels.shape[:2]
         sizes = (pixels.nbytes, PARAMS.size, 12 * spec.crop**2, 4 * classes, PREDICTION.itemsize)
         source, params, tensor, logits, top = self._blocks = [*map(classifier.buffer, sizes)]
@@ -932,7 +938,7 @@ class _Parts:
     def run(self, encoded: bytes) -> tuple[int, list[float]]:
         """Return the best class, and the milliseconds of each stage."""
         marks = [time.perf_counter()]
-        pixels = _decode(encoded)
+        pixels = preprocess.bare_decode(encoded)
         marks.append(time.perf_counter())
         np.copyto(self._pixels, pixels)
         self._preprocess(*self._prepare)
@@ -944,7 +950,3 @@ class _Parts:
         index = int(self._top["index"][0])
         marks.append(time.perf_counter())
         return index, _elapsed_ms(*marks)
-
-
-def _decode(encoded: bytes) -> NDArray[np.uint8]:
-    return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
