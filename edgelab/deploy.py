@@ -174,10 +174,11 @@ def _encoded(picture: Any, format: str) -> bytes:
 
 def _largest_json() -> Request:
     """Numbers up to the server's limit on a request's bytes; each becomes a Python object."""
-    from edgelab.serve import Settings
+    # Not from edgelab.serve: once kserve is imported, a process can't use tritonclient.
+    from edgelab.repository import MAX_REQUEST_BYTES
 
     head = b'{"inputs":[{"name":"input","shape":[1],"datatype":"FP32","data":['
-    count = (Settings().body_bytes - len(head) - 8) // 2
+    count = (MAX_REQUEST_BYTES - len(head) - 8) // 2
     return head + b"9," * count + b"9]}]}", "application/json"
 
 

@@ -15,6 +15,9 @@ from edgelab import models
 from edgelab.errors import ModelError
 from edgelab.pipeline import Pipeline
 
+MAX_REQUEST_BYTES = 16 << 20
+"""How large a request to a server may be, unless told."""
+
 
 class Repository(Mapping[str, Pipeline]):
     """Pipelines by model name; the least recently used are unloaded beyond `max_bytes`.

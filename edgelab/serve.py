@@ -32,7 +32,7 @@ from edgelab.errors import BusyError, EdgelabError, ImageError, LimitError
 from edgelab.paths import PACKAGE
 from edgelab.pipeline import STAGES, Classification, Pipeline
 from edgelab.pool import Workers
-from edgelab.repository import Repository
+from edgelab.repository import MAX_REQUEST_BYTES, Repository
 from edgelab.runtime import Limits
 from edgelab.wasinn.backends import Graph
 
@@ -124,7 +124,7 @@ class Settings:
     workers: int | None = None
     queue: int | None = None
     connections: int = 256
-    body_bytes: int = 16 << 20
+    body_bytes: int = MAX_REQUEST_BYTES
     request_seconds: float = 10.0
     token: str | None = dataclasses.field(default=None, repr=False)
     certificate: Path | None = None

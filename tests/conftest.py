@@ -13,7 +13,7 @@ from edgelab.toolchain import Toolchain, find
 settings.register_profile("edgelab", deadline=None)  # a busy machine is no failure
 settings.load_profile("edgelab")
 
-LONG = ("test_tract.py", "test_lessons.py")
+LONG = ("test_tract.py", "test_lessons.py", "test_rivals.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

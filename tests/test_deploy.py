@@ -161,6 +161,16 @@ def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kserve.yaml", "kubernetes.yaml"]
 
 
+def test_measuring_leaves_this_process_to_tritonclient() -> None:
+    """kserve and tritonclient register the same protocol: a process can import one of them."""
+    code = (
+        "import sys\nfrom edgelab import deploy\ndeploy.MAX_PIXELS = 1 << 20\n"
+        "deploy.measure_footprint('signs', photos=1)\nassert 'kserve' not in sys.modules\n"
+        "import tritonclient.grpc"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 def test_the_command_measures_writes_and_checks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
